@@ -1,0 +1,81 @@
+"""What a driver promises. One contract test runs over all of them."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+#: Flat facts that a driver writes into the manifest or the journal, and gets back later.
+Evidence = dict[str, str | int | bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ground:
+    """What a driver works on.
+
+    ``pgdata`` is None where the data directory is unknown; ``pg_bin`` is the directory of the client programs or
+    None to find them on PATH; ``control`` is LYCH_POSTGRES_CONTROL.
+    """
+
+    url: str
+    pgdata: Path | None = None
+    pg_bin: Path | None = None
+    control: str = "pg_ctl"
+
+
+class Driver(Protocol):
+    """Captures the soul in a freeze and brings it back.
+
+    Capture: ``prepare`` → ``capture`` → ``finish``, or ``abort`` from any point. Restore: ``stage`` → ``opened`` →
+    ``shut_out`` → ``switch`` → ``let_in``. All from ``stage`` on is idempotent: after a kill the same call with the
+    same evidence goes on where it was, and ``switch_back`` undoes a switch, whole or half.
+    """
+
+    name: str
+
+    def probe(self) -> str | None:
+        """Return None if this driver can work here, else the reason and what would make it so."""
+
+    def prepare(self, checkpoint: str, into: Path) -> None:
+        """Do all that can be done before the freeze: connect, CHECKPOINT, flush. ``into`` is the `soul/` folder."""
+
+    def capture(self) -> None:
+        """Take the instant. Runs in the window; nobody writes until it returns."""
+
+    def finish(self) -> Evidence:
+        """Make the capture durable, after the thaw. Returns what `stage`, `verify` and `discard` need."""
+
+    def abort(self) -> None:
+        """Leave nothing behind; safe to call twice, and after any failure."""
+
+    def verify(self, evidence: Evidence, folder: Path, *, deep: bool = False) -> list[str]:
+        """Return each damage in one sentence; the files' digests were checked by the caller."""
+
+    def stage(self, evidence: Evidence, folder: Path, ticket: str) -> Evidence:
+        """Bring the data back aside, invisible. ``ticket`` names this restore; the result goes into the journal."""
+
+    def opened(self, staged: Evidence) -> AbstractContextManager[str]:
+        """Give a connection URL to the staged data, and leave it stopped cleanly afterwards."""
+
+    def shut_out(self) -> None:
+        """Keep every other client off the live data, and end those that are on it."""
+
+    def let_in(self) -> None:
+        """Undo `shut_out` for whatever data is live now."""
+
+    def switch(self, staged: Evidence) -> None:
+        """Make the staged data live and keep the displaced whole. Durable when it returns."""
+
+    def switch_back(self, staged: Evidence) -> None:
+        """Make the displaced data live again; the staged data stays as it was staged."""
+
+    def displaced(self, staged: Evidence) -> Evidence:
+        """Return the evidence under which the displaced data can be sealed as a checkpoint of this driver."""
+
+    def discard_stage(self, staged: Evidence) -> None:
+        """Remove staged data that was never switched, or was switched back."""
+
+    def discard(self, evidence: Evidence) -> None:
+        """Remove what a checkpoint keeps outside its own directory."""

@@ -1,0 +1,82 @@
+"""Run one external program: argv only, no shell, its stderr kept for the error."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lych_checkpoint.errors import Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The user that a program runs as: uid, primary gid."""
+
+    uid: int
+    gid: int
+
+    @classmethod
+    def of(cls, path: Path) -> Owner:
+        """Return the owner of ``path``."""
+        stat = path.stat()
+        return cls(stat.st_uid, stat.st_gid)
+
+    @property
+    def is_me(self) -> bool:
+        """Whether this process already has that uid."""
+        return os.geteuid() == self.uid
+
+    def popen_arguments(self) -> dict[str, Any]:
+        """Return Popen's keyword arguments that drop to this owner; empty when it is this process's own."""
+        return {} if self.is_me else {"user": self.uid, "group": self.gid, "extra_groups": []}
+
+    def __str__(self) -> str:
+        try:
+            return pwd.getpwuid(self.uid).pw_name
+        except KeyError:
+            return str(self.uid)
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    timeout_s: float = 60,
+    environment: Mapping[str, str] | None = None,
+    owner: Owner | None = None,
+    cwd: Path | None = None,
+    mend: str = "",
+) -> str:
+    """Run ``argv`` to its end and return its stdout.
+
+    Args:
+        argv: program and arguments.
+        timeout_s: after this the program is killed and the run refused.
+        environment: added to this process's own.
+        owner: run as this user.
+        cwd: working directory.
+        mend: what the error should advise.
+
+    Raises:
+        Refused: the program is missing, failed (its last stderr line is quoted) or took too long.
+    """
+    program = Path(argv[0]).name
+    try:
+        done = subprocess.run(
+            [str(part) for part in argv],
+            check=False, capture_output=True, text=True, errors="replace", timeout=timeout_s,
+            env={**os.environ, **(environment or {})}, stdin=subprocess.DEVNULL, cwd=cwd,
+            **(owner.popen_arguments() if owner else {}),
+        )
+    except FileNotFoundError as error:
+        raise Refused(f"the program {argv[0]} was not found", program, mend, "program-missing") from error
+    except subprocess.TimeoutExpired as error:
+        raise Refused(f"{program} did not end within {timeout_s:g} s", program, mend, "program-slow") from error
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit {done.returncode}"]
+        raise Refused(f"{program} failed with {done.returncode}: {lines[-1].strip()}", program, mend, "program-failed")
+    return done.stdout
