@@ -1,0 +1,10 @@
+"""Every fixture lives in a room of its own under tests/fixtures."""
+
+pytest_plugins = [
+    "tests.fixtures.places",
+    "tests.fixtures.postgres",
+    "tests.fixtures.redis",
+    "tests.fixtures.federation",
+    "tests.fixtures.filesystems",
+    "tests.fixtures.workers",
+]

@@ -1,0 +1,124 @@
+"""The servers that every other test stands on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+
+from ops.servers.child import is_alive
+from ops.servers.filesystems import is_btrfs, make_pgdata_subvolume
+from ops.servers.postgres import PostgresNode
+from ops.servers.redis import RedisNode
+
+
+def test_postgres_keeps_its_data_over_stop_and_kill(server_directory: Path) -> None:
+    with PostgresNode.start_new(server_directory, options={"work_mem": "5MB"}) as node:
+        with psycopg.connect(node.url(), autocommit=True) as connection:
+            connection.execute("create table kept (n int); insert into kept values (1)")
+            assert connection.execute("show data_checksums").fetchone() == ("on",)
+            assert connection.execute("show work_mem").fetchone() == ("5MB",)
+            assert connection.execute("show server_encoding").fetchone() == ("UTF8",)
+        node.stop()
+        assert node.pid is None
+        node.start()
+        node.kill()
+        assert node.pid is None
+        node.start()
+        with psycopg.connect(node.url()) as connection:
+            assert connection.execute("select n from kept").fetchone() == (1,)
+        scratch = node.socket_directory.parent
+    assert list(server_directory.iterdir()) == []
+    assert not scratch.exists()
+
+
+def test_postgres_wants_its_password(postgres: PostgresNode) -> None:
+    with pytest.raises(psycopg.OperationalError, match="password"):
+        psycopg.connect(postgres.url().replace(postgres.password, "wrong"))
+
+
+def test_postgres_stops_a_server_that_pg_ctl_restarted(server_directory: Path) -> None:
+    with PostgresNode.start_new(server_directory) as node:
+        first = node.pid
+        subprocess.run(
+            [node.pg_bin / "pg_ctl", "restart", "-w", "-s", "-D", node.pgdata, "-l", "/dev/null"],
+            check=True, cwd="/", **node.owner.popen_arguments(),
+        )
+        second = node.pid
+        assert second not in (None, first)
+        with psycopg.connect(node.url()) as connection:
+            assert connection.execute("select 1").fetchone() == (1,)
+        node.stop()
+        assert node.pid is None
+        assert second is not None
+        assert not is_alive(second)
+
+
+def test_redis_keeps_what_its_persistence_says(tmp_path: Path) -> None:
+    with RedisNode.start_new(tmp_path / "a") as node:
+        client = redis.Redis.from_url(node.url)
+        client.set("kept", "yes")
+        client.close()
+        node.stop()
+        node.start()
+        client = redis.Redis.from_url(node.url)
+        assert client.get("kept") == b"yes"
+        client.close()
+        pid = node.pid
+        node.kill()
+        assert node.pid is None
+    assert pid is not None
+    assert not is_alive(pid)
+    assert list((tmp_path / "a").iterdir()) == []
+    with RedisNode.start_new(tmp_path / "b", persistence="none") as node:
+        client = redis.Redis.from_url(node.url)
+        client.set("kept", "yes")
+        client.close()
+        node.kill()
+        node.start()
+        client = redis.Redis.from_url(node.url)
+        assert client.get("kept") is None
+        client.close()
+
+
+def test_servers_die_with_a_killed_run(server_directory: Path) -> None:
+    program = (
+        "import sys, time; from pathlib import Path\n"
+        "from ops.servers.postgres import PostgresNode; from ops.servers.redis import RedisNode\n"
+        "d = Path(sys.argv[1]); p = PostgresNode.start_new(d); r = RedisNode.start_new(d)\n"
+        "print(p.pid, r.pid, p.socket_directory.parent, flush=True); time.sleep(60)\n"
+    )
+    run = subprocess.Popen([sys.executable, "-c", program, server_directory], stdout=subprocess.PIPE, text=True)
+    assert run.stdout is not None
+    first, second, scratch = run.stdout.readline().split()
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    run.stdout.close()
+    deadline = time.monotonic() + 5
+    while any(map(is_alive, (int(first), int(second)))) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not is_alive(int(first))
+    assert not is_alive(int(second))
+    (Path(scratch) / "s").rmdir()
+    Path(scratch).rmdir()
+
+
+def test_nobody_else_can_listen_in_its_place(redis_node: RedisNode) -> None:
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", redis_node.port))
+
+
+def test_a_cluster_in_a_btrfs_subvolume(btrfs: Path) -> None:
+    assert is_btrfs(btrfs)
+    make_pgdata_subvolume(btrfs / "pgdata")
+    with PostgresNode.start_new(btrfs) as node, psycopg.connect(node.url()) as connection:
+        assert connection.execute("select 1").fetchone() == (1,)
+        assert node.pgdata.stat().st_ino == 256
