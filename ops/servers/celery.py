@@ -93,7 +93,7 @@ class CeleryProcess:
         """End it and every child it left behind."""
         self.stop()
         with suppress(ProcessLookupError):  # the group is its own: `spawn` made it
-            while True:  # until init has reaped the last
+            for _ in range(300):  # until init has reaped the last; some containers' first process never does
                 os.killpg(self._child.pid, signal.SIGKILL)
                 time.sleep(0.01)
 
