@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -78,5 +79,49 @@ def run(
         raise Refused(f"{program} did not end within {timeout_s:g} s", program, mend, "program-slow") from error
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit {done.returncode}"]
-        raise Refused(f"{program} failed with {done.returncode}: {lines[-1].strip()}", program, mend, "program-failed")
-    return done.stdout
+        what = f"{program} failed with {done.returncode}: {lines[-1].strip()}"
+        raise Refused(what, program, mend, "program-failed")
+    return str(done.stdout)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """One process, told apart from any later one with the same pid.
+
+    ``machine`` is the kernel's boot id and ``space`` the pid namespace: a pid means something only inside both.
+    """
+
+    host: str
+    machine: str
+    space: str
+    pid: int
+    started: int
+
+    @classmethod
+    def mine(cls) -> Identity:
+        """Return this process's identity."""
+        return cls(socket.gethostname(), _machine(), _space(), os.getpid(), _started(os.getpid()) or 0)
+
+    def alive(self) -> bool | None:
+        """Return whether the process lives, or None where that cannot be seen from here."""
+        if (self.machine, self.space) != (_machine(), _space()):
+            return False if self.host == socket.gethostname() and self.machine != _machine() else None
+        return _started(self.pid) == self.started
+
+
+def _machine() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _space() -> str:
+    return str(Path("/proc/self/ns/pid").readlink())
+
+
+def _started(pid: int) -> int | None:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    # Field 22, counted behind the name, which may itself hold spaces and parentheses. A zombie runs nothing.
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[19])

@@ -1,0 +1,51 @@
+"""The control bell from the coordinator's side, and what the broker can tell about workers."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from lych_checkpoint.errors import Away, Refused
+
+logger = logging.getLogger(__name__)
+
+#: Name of the control command that `worker.control` answers.
+BELL = "checkpoint_bell"
+#: How long workers that are not in the roster may take to answer a ping, before the freeze.
+_PING_S = 0.5
+
+
+def check_fanout(app: Any) -> None:
+    """Make sure that the broker can carry a broadcast.
+
+    Raises:
+        Refused: its transport has no fanout exchange, so no worker could hear the control bell, and workers
+            without the plugin could not be found.
+    """
+    transport = app.connection_for_write().transport
+    if "fanout" not in transport.implements.exchange_type:
+        raise Refused(
+            f"the broker's transport {transport.driver_type!r} has no fanout: a freeze cannot be broadcast",
+            "broker", "use Redis or RabbitMQ as the broker", "no-fanout",
+        )
+
+
+def ring(app: Any, uuid: str, act: str) -> None:
+    """Ring the control bell; a broker that is away is only logged, for the other bell and the lease remain."""
+    try:
+        app.control.broadcast(BELL, arguments={"uuid": uuid, "act": act}, reply=False)
+    except Exception as error:  # noqa: BLE001 - kombu raises whatever its transport's library raises
+        logger.warning("The control bell could not be rung: %s", error, extra={"event": "bell.silent"})
+
+
+def answering(app: Any) -> set[str]:
+    """Return the names of the Celery workers that answer a ping.
+
+    Raises:
+        Away: the broker cannot be reached.
+    """
+    try:
+        replies = app.control.ping(timeout=_PING_S)
+    except Exception as error:
+        raise Away(f"the broker cannot be reached: {error}", "broker", "start the broker", "broker-away") from error
+    return {name for reply in replies for name in reply}

@@ -1,0 +1,246 @@
+"""The coordinator's side of a freeze: roll call, drain, the last transaction, thaw."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from lych_checkpoint.errors import CheckpointError, FreezeError, Refused
+from lych_checkpoint.lease import lease, requests, roster
+from lych_checkpoint.lease.connection import ANSWER_TIMEOUT_S, Store
+from lych_checkpoint.lease.gone import gone
+from lych_checkpoint.manifest import FreezeFacts, Window
+from lych_checkpoint.process import Identity
+
+logger = logging.getLogger(__name__)
+
+Ring = Callable[[str], None]
+#: Mode of a freeze that a person began, for a fixed time.
+MAINTENANCE = "maintenance"
+#: How long one blocking wait for an ack lasts, before the roster is looked at again.
+_WAIT_S = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """How a freeze is to be: its mode and its patience, in seconds."""
+
+    mode: str
+    reason: str
+    lease_s: float
+    ack_timeout_s: float
+    drain_timeout_s: float
+    gone_after_s: float
+    lowest_epoch: int = 0
+    through: frozenset[str] = frozenset()
+
+
+class Freeze:
+    """A freeze in force. Made by `frozen`; usable until that block ends."""
+
+    def __init__(self, store: Store, terms: Terms, token: str, epoch: int, began_ms: int) -> None:
+        self._store, self._terms = store, terms
+        self.token, self.epoch, self.began_ms = token, epoch, began_ms
+        self._began_s = time.monotonic()
+        self._acked_s = self._drained_s = self._captured_s = self._began_s
+        self._drained_ms = began_ms
+        self._gone: dict[str, str] = {}
+        self._exempt: set[str] = set()
+        self._entries: dict[str, roster.Entry] = {}
+        self._confirmed_ms = 0
+
+    def wait_for_acks(self) -> None:
+        """Return when every worker has closed its barrier.
+
+        Raises:
+            FreezeError: one did not in time; it is named (code ``no-ack``).
+        """
+        def missing(acks: dict[str, roster.Ack]) -> list[str]:
+            return [f"{self._entries[boot].name} did not ack" for boot in self._expected() if boot not in acks]
+
+        self._wait(missing, self._terms.ack_timeout_s, "no-ack", "see whether that worker lives, or "
+                   "`lych-checkpoint status`")
+        self._acked_s = time.monotonic()
+
+    def drain(self) -> None:
+        """Return when every task that had started is done, parked and exempt ones aside.
+
+        Raises:
+            FreezeError: one is still running after the drain's time; task, id and worker are named.
+        """
+        def running(acks: dict[str, roster.Ack]) -> list[str]:
+            parked = requests.parked(self._store)
+            lines = []
+            for boot in self._expected():
+                ack = acks.get(boot)
+                if ack is None:
+                    lines.append(f"{self._entries[boot].name} did not ack")
+                    continue
+                self._exempt.update(ack.exempt)
+                lines += [
+                    f"{ack.tasks.get(one, 'task')} [{one}] still runs on {self._entries[boot].name}"
+                    for one in ack.in_flight
+                    if one not in self._terms.through and parked.get(one, {}).get("boot") != boot
+                ]
+            return lines
+
+        self._wait(running, self._terms.drain_timeout_s, "no-drain",
+                   "wait for it, raise LYCH_DRAIN_TIMEOUT_S, mark it checkpoint_exempt, or call safepoint() in it")
+        self._drained_s = time.monotonic()
+        self._drained_ms = self._store.now_ms()
+        self._say("frozen")
+        loaded = {self._entries[boot].loaded for boot in self._expected()}
+        if len(loaded) > 1:
+            raise Refused("workers of this federation have imported different code", "roster",
+                          "restart the workers, then try again", "loaded-differs")
+
+    def confirm(self) -> None:
+        """End the window: one transaction that finds the lease ours and every ack still good.
+
+        Raises:
+            FreezeError: it is not so; nothing taken in this freeze may be sealed (code ``freeze-broken``).
+        """
+        self._captured_s = time.monotonic()
+        self._confirmed_ms, problems = roster.confirm(
+            self._store, self.token, self.epoch, set(self._gone), set(self._terms.through))
+        if problems:
+            names = {boot: entry.name for boot, entry in roster.entries(self._store).items()}
+            boot, _, what = problems[0].partition(": ")
+            raise FreezeError(f"the freeze did not hold: {names.get(boot, boot)}: {what}", self._store.where,
+                              "try again", "freeze-broken")
+
+    def facts(self, thawed_ms: int, thawed_s: float, thaw_began_s: float) -> FreezeFacts:
+        """Return what the manifest keeps of this freeze."""
+        expected = [self._entries[boot] for boot in self._expected()]
+        return FreezeFacts(
+            epoch=self.epoch, frozen_at=self._drained_ms / 1000, thawed_at=thawed_ms / 1000,
+            workers=tuple(sorted(entry.name for entry in expected)), exempt=tuple(sorted(self._exempt)),
+            gone=tuple(sorted(self._gone.values())), loaded=next((entry.loaded for entry in expected), ""),
+            window=Window(
+                hold_ms=_ms(self._began_s, thawed_s), ack_ms=_ms(self._began_s, self._acked_s),
+                drain_ms=_ms(self._acked_s, self._drained_s), capture_ms=_ms(self._drained_s, self._captured_s),
+                thaw_ms=_ms(thaw_began_s, thawed_s),
+            ),
+        )
+
+    def _wait(self, open_points: Callable[[dict[str, roster.Ack]], list[str]], patience_s: float, code: str,
+              mend: str) -> None:
+        end_s = time.monotonic() + patience_s
+        self._say("freezing" if code == "no-ack" else "draining")
+        while True:
+            self._entries = roster.entries(self._store)
+            points = open_points(roster.acks(self._store, self.epoch))
+            if not points:
+                return
+            if time.monotonic() >= end_s:
+                more = f" (and {len(points) - 1} more)" if len(points) > 1 else ""
+                raise FreezeError(f"{points[0]} within {patience_s:g} s{more}", "workers", mend, code)
+            self._bury()
+            with self._store.speaking() as client:
+                client.blpop([self._store.keys.wake(self.epoch)], timeout=_WAIT_S)
+
+    def _expected(self) -> list[str]:
+        return [boot for boot in self._entries if boot not in self._gone]
+
+    def _bury(self) -> None:
+        """Note the workers that are proven gone; they are waited for no longer."""
+        for boot, why in gone(self._store, self._entries, self._terms.gone_after_s).items():
+            self._gone[boot] = why
+            logger.warning("Worker is gone: %s", why, extra={"event": "freeze.gone"})
+
+    def _say(self, phase: str) -> None:
+        if not lease.renew(self._store, self.token, self._terms.lease_s, phase):
+            raise FreezeError("the lease was lost while working", self._store.where, "try again", "freeze-broken")
+
+
+@contextmanager
+def frozen(store: Store, terms: Terms, ring: Ring) -> Iterator[Freeze]:
+    """Freeze all workers for the body of the `with`; its end thaws, whatever happened.
+
+    The body calls `wait_for_acks` and `drain`, does its work, and calls `confirm` before it relies on the result.
+    If the thaw itself fails, that is noted on the first error, and the lease ends the freeze.
+    """
+    with thawing(store, terms, ring) as (freeze, thaw):
+        yield freeze
+        thaw()
+
+
+@contextmanager
+def thawing(store: Store, terms: Terms, ring: Ring) -> Iterator[tuple[Freeze, Callable[[], FreezeFacts]]]:
+    """Like `frozen`, but gives the thaw too, for a body that has work left which needs no freeze.
+
+    Maintenance mode in force is used as it is and left in force.
+    """
+    standing = lease.read(store)
+    joined = standing is not None and standing.mode == MAINTENANCE
+    if standing is not None and joined:
+        token, epoch, began_ms = standing.token, standing.epoch, store.now_ms()
+    else:
+        taken = lease.take(
+            store, mode=terms.mode, reason=terms.reason, lease_s=terms.lease_s, lowest_epoch=terms.lowest_epoch,
+            coordinator=coordinator(),
+        )
+        token, epoch, began_ms = taken.token, taken.epoch, taken.at_ms
+    freeze = Freeze(store, terms, token, epoch, began_ms)
+    renewing = _Renewal(store, token, terms.lease_s)
+    thawed: list[FreezeFacts] = []
+
+    def thaw() -> FreezeFacts:
+        if not thawed:
+            began_s = time.monotonic()
+            renewing.stop()
+            at_ms = store.now_ms() if joined else lease.drop(store, token)[1]
+            thawed.append(freeze.facts(at_ms, time.monotonic(), began_s))
+            if not joined:
+                ring("thaw")
+        return thawed[0]
+
+    try:
+        if not joined:
+            ring("freeze")
+        yield freeze, thaw
+    except BaseException as error:
+        try:
+            thaw()
+        except CheckpointError as second:
+            error.add_note(f"the thaw failed as well, the lease ends within {terms.lease_s:g} s: {second}")
+        raise
+    else:
+        thaw()
+
+
+def coordinator() -> dict[str, str | int]:
+    """Return what the lease says about who froze."""
+    identity = Identity.mine()
+    return {"node": identity.host, "pid": identity.pid}
+
+
+class _Renewal:
+    """Renews a lease from a thread of its own; never brings one back that has ended."""
+
+    def __init__(self, store: Store, token: str, lease_s: float) -> None:
+        self._done = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, args=(store, token, lease_s), name="lych-lease", daemon=True)
+        self._thread.start()
+
+    def _run(self, store: Store, token: str, lease_s: float) -> None:
+        while not self._done.wait(lease_s / 3):
+            try:
+                if not lease.renew(store, token, lease_s):
+                    return
+            except CheckpointError as error:
+                logger.warning("The lease could not be renewed: %s", error, extra={"event": "lease.silent"})
+
+    def stop(self) -> None:
+        """Stop renewing."""
+        self._done.set()
+        self._thread.join(timeout=2 * ANSWER_TIMEOUT_S)
+
+
+def _ms(began_s: float, ended_s: float) -> float:
+    return round((ended_s - began_s) * 1000, 3)

@@ -1,0 +1,98 @@
+"""Requests for a checkpoint: who waits, parked, for which freeze, and what the last one made was."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from lych_checkpoint.lease.connection import Store
+
+# KEYS lease, parked; ARGV task id. Leaves only while nothing is frozen: a parked task never wakes inside a window.
+_UNPARK = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return {'0'} end
+redis.call('HDEL', KEYS[2], ARGV[1])
+return {'1'}
+"""
+# KEYS parked, lease; ARGV task id, record, prefix of the wake list. Wakes the coordinator of a freeze in force.
+_PARK = """
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+local epoch = redis.call('HGET', KEYS[2], 'epoch')
+if epoch then redis.call('RPUSH', ARGV[3] .. epoch, 'parked') end
+return {'1'}
+"""
+#: Outcomes are kept this long for whoever asked.
+OUTCOME_TTL_S = 3600
+
+
+def park(store: Store, task_id: str, boot: str, task: str) -> None:
+    """Count the running task ``task_id`` of worker ``boot`` as drained until it is unparked."""
+    record = json.dumps({"boot": boot, "task": task})
+    store.script(_PARK, [store.keys["parked"], store.keys["lease"]], task_id, record, store.keys["wake:"])
+
+
+def unpark(store: Store, task_id: str) -> bool:
+    """Let a parked task go on; False while a freeze is in force."""
+    return store.script(_UNPARK, [store.keys["lease"], store.keys["parked"]], task_id) == ["1"]
+
+
+def forget_parked(store: Store, task_ids: list[str]) -> None:
+    """Drop the records of parked tasks whose process died."""
+    with store.speaking() as client:
+        client.hdel(store.keys["parked"], *task_ids)
+
+
+def parked(store: Store) -> dict[str, dict[str, str]]:
+    """Return the parked tasks: id → boot, task."""
+    with store.speaking() as client:
+        found: dict[str, str] = client.hgetall(store.keys["parked"])
+    return {task_id: json.loads(record) for task_id, record in found.items()}
+
+
+def wait_in_line(store: Store, request: str, at_ms: int) -> None:
+    """Enter a waiting request, so that the checkpoint that serves it can count it."""
+    with store.speaking() as client:
+        client.zadd(store.keys["waiting"], {request: at_ms})
+
+
+def leave_line(store: Store, request: str) -> None:
+    """Take a request out of the line."""
+    with store.speaking() as client:
+        client.zrem(store.keys["waiting"], request)
+
+
+def waiting_until(store: Store, at_ms: int) -> int:
+    """Count the requests made at or before ``at_ms``."""
+    with store.speaking() as client:
+        return int(client.zcount(store.keys["waiting"], "-inf", at_ms))
+
+
+def announce(store: Store, freeze_ms: int, document: dict[str, Any]) -> None:
+    """Say which checkpoint was sealed last, and when its freeze began."""
+    with store.speaking() as client:
+        client.set(store.keys["sealed"], json.dumps({"freeze_ms": freeze_ms, "document": document}))
+
+
+def served(store: Store, at_ms: int) -> dict[str, Any] | None:
+    """Return the checkpoint whose freeze began after ``at_ms``, or None."""
+    with store.speaking() as client:
+        found = client.get(store.keys["sealed"])
+    record = json.loads(found) if found else None
+    document: dict[str, Any] | None = record["document"] if record and record["freeze_ms"] > at_ms else None
+    return document
+
+
+def tell_outcome(store: Store, request: str, document: dict[str, Any]) -> None:
+    """Leave the outcome of a request for whoever follows it, with or without a result backend."""
+    with store.speaking() as client:
+        pipe = client.pipeline(transaction=True)
+        pipe.rpush(store.keys["outcome:" + request], json.dumps(document))
+        pipe.expire(store.keys["outcome:" + request], OUTCOME_TTL_S)
+        pipe.execute()
+
+
+def outcome(store: Store, request: str) -> dict[str, Any] | None:
+    """Return the outcome of a request, or None as long as there is none."""
+    with store.speaking() as client:
+        found = client.lindex(store.keys["outcome:" + request], 0)
+    document: dict[str, Any] | None = json.loads(found) if found else None
+    return document

@@ -1,0 +1,207 @@
+"""The roster: every worker that lives, what it acked, and the one transaction that ends a window well."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lych_checkpoint.lease.connection import Store
+from lych_checkpoint.lease.lease import LeaseFacts
+from lych_checkpoint.process import Identity
+
+#: How often a worker tells Redis that it lives and reads the lease.
+HEARTBEAT_S = 0.5
+#: A worker that slept longer than this starts nothing before it has looked at the lease again; a roster younger than
+#: this is not trusted, for a worker may still be on its way back into it.
+LICENCE_S = 2 * HEARTBEAT_S
+
+_NOW = """
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local function text(number) return string.format('%.0f', number) end
+"""
+# One heartbeat: registers (again), then reads the lease, in one step.
+# KEYS roster, beats, born, lease, journal, restored, thawed; ARGV boot, entry
+# Returns {now, born, journal, restored, thawed, pttl, field, value…}
+_BEAT = _NOW + """
+redis.call('SET', KEYS[3], text(now), 'NX')
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('ZADD', KEYS[2], text(now), ARGV[1])
+local answer = {text(now), redis.call('GET', KEYS[3]), redis.call('GET', KEYS[5]) or '',
+  redis.call('GET', KEYS[6]) or '0', text(redis.call('EXISTS', KEYS[7])), text(redis.call('PTTL', KEYS[4]))}
+for _, part in ipairs(redis.call('HGETALL', KEYS[4])) do answer[#answer + 1] = part end
+return answer
+"""
+# KEYS lease, acks, wake; ARGV boot, token, ack JSON. Returns {pttl} or {"-1"} when that lease is gone.
+# The expiry that the worker will honour is written with the ack.
+_ACK = _NOW + """
+if redis.call('HGET', KEYS[1], 'token') ~= ARGV[2] then return {'-1'} end
+local left = redis.call('PTTL', KEYS[1])
+redis.call('HSET', KEYS[2], ARGV[1], text(now + left) .. ' ' .. ARGV[3])
+redis.call('RPUSH', KEYS[3], ARGV[1])
+redis.call('LTRIM', KEYS[3], -1000, -1)
+redis.call('PEXPIRE', KEYS[2], 3600000)
+redis.call('PEXPIRE', KEYS[3], 3600000)
+return {text(left)}
+"""
+# KEYS lease, roster, acks, parked, born; ARGV token, licence_ms, number gone, boots gone…, task ids let through…
+# Returns {now, problem, problem…}; no problem means that the window ended well at `now`.
+_CONFIRM = _NOW + """
+local answer = {text(now)}
+local function problem(line) answer[#answer + 1] = line end
+if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then problem('lease: not ours any more') return answer end
+local born = tonumber(redis.call('GET', KEYS[5]) or now)
+if now - born < tonumber(ARGV[2]) then problem('roster: Redis was emptied a moment ago') end
+local gone, through, count = {}, {}, tonumber(ARGV[3])
+for i = 4, 3 + count do gone[ARGV[i]] = true end
+for i = 4 + count, #ARGV do through[ARGV[i]] = true end
+for _, boot in ipairs(redis.call('HKEYS', KEYS[2])) do
+  if not gone[boot] then
+    local found = redis.call('HGET', KEYS[3], boot)
+    if not found then problem(boot .. ': no ack') else
+      local gap = string.find(found, ' ', 1, true)
+      local ack = cjson.decode(string.sub(found, gap + 1))
+      if tonumber(string.sub(found, 1, gap - 1)) <= now then problem(boot .. ': its ack expired') end
+      if ack.broken then problem(boot .. ': it opened in between') end
+      for _, id in ipairs(ack.in_flight) do
+        local parked = redis.call('HGET', KEYS[4], id)
+        if not through[id] and (not parked or cjson.decode(parked).boot ~= boot) then
+          problem(boot .. ': task ' .. id .. ' runs') end
+      end
+    end
+  end
+end
+return answer
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One worker in the roster.
+
+    ``alive_file`` is a file that the worker and all its pool children keep locked: whoever can lock it has proof, on
+    that host, that all of them are dead. ``loaded`` is the signature of the code that the worker imported.
+    """
+
+    name: str
+    boot: str
+    pool: str
+    identity: Identity
+    alive_file: str
+    loaded: str
+    generation: int
+    state: str = "thawed"
+    in_flight: int = 0
+    parked: int = 0
+
+    def dumps(self) -> str:
+        """Return the JSON text."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def loads(cls, text: str) -> Entry:
+        """Read the JSON text back."""
+        record = json.loads(text)
+        return cls(**{**record, "identity": Identity(**record["identity"])})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ack:
+    """What a worker says with its barrier closed.
+
+    ``in_flight`` are the ids of tasks that started and have not ended, exempt ones apart. ``broken``: it opened by
+    expiry under this very token, so no ack of it counts any more.
+    """
+
+    in_flight: tuple[str, ...]
+    tasks: dict[str, str]
+    exempt: tuple[str, ...]
+    broken: bool
+
+    def dumps(self) -> str:
+        """Return the JSON text."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def loads(cls, text: str) -> Ack:
+        """Read the JSON text back."""
+        record = json.loads(text)
+        return cls(in_flight=tuple(record["in_flight"]), tasks=record["tasks"], exempt=tuple(record["exempt"]),
+                   broken=record["broken"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What one heartbeat saw."""
+
+    now_ms: int
+    born_ms: int
+    journal: str
+    restored: int
+    thawed: bool
+    lease: LeaseFacts | None
+
+
+def beat(store: Store, entry: Entry, token: str) -> Look:
+    """Register, then read the lease. ``token`` is the freeze the worker is in, or empty."""
+    keys = store.keys
+    answer = store.script(
+        _BEAT, [keys["roster"], keys["beats"], keys["born"], keys["lease"], keys["journal"], keys["restored"],
+                keys["thawed:" + token]], entry.boot, entry.dumps(),
+    )
+    record = dict(zip(answer[6::2], answer[7::2], strict=True))
+    return Look(now_ms=int(answer[0]), born_ms=int(answer[1]), journal=answer[2], restored=int(answer[3]),
+                thawed=answer[4] == "1", lease=LeaseFacts.of(record, int(answer[5])))
+
+
+def ack(store: Store, epoch: int, token: str, boot: str, what: Ack) -> int:
+    """Write an ack. Returns the milliseconds that the lease has left, or -1 when it is gone."""
+    keys = store.keys
+    answer = store.script(_ACK, [keys["lease"], keys.acks(epoch), keys.wake(epoch)], boot, token, what.dumps())
+    return int(answer[0])
+
+
+def acks(store: Store, epoch: int) -> dict[str, Ack]:
+    """Return all acks of a freeze by boot id."""
+    with store.speaking() as client:
+        found = client.hgetall(store.keys.acks(epoch))
+    return {boot: Ack.loads(text.partition(" ")[2]) for boot, text in found.items()}
+
+
+def confirm(store: Store, token: str, epoch: int, gone: set[str], through: set[str]) -> tuple[int, list[str]]:
+    """Look at lease and every ack in one transaction, after the capture.
+
+    Returns:
+        Redis's time in ms, and the problems in words, each led by the boot id; none means that the lease was ours
+        and every worker's barrier closed, drained and sure to stay closed past that time.
+    """
+    keys = store.keys
+    answer = store.script(
+        _CONFIRM, [keys["lease"], keys["roster"], keys.acks(epoch), keys["parked"], keys["born"]],
+        token, int(LICENCE_S * 1000), len(gone), *sorted(gone), *sorted(through),
+    )
+    return int(answer[0]), answer[1:]
+
+
+def entries(store: Store) -> dict[str, Entry]:
+    """Return the roster by boot id."""
+    with store.speaking() as client:
+        found: dict[str, str] = client.hgetall(store.keys["roster"])
+    return {boot: Entry.loads(text) for boot, text in found.items()}
+
+
+def beats_ms(store: Store) -> dict[str, int]:
+    """Return when each worker last looked, by Redis's clock."""
+    with store.speaking() as client:
+        found: list[tuple[str, float]] = client.zrange(store.keys["beats"], 0, -1, withscores=True)
+    return {boot: int(at) for boot, at in found}
+
+
+def leave(store: Store, boot: str) -> None:
+    """Take a worker out of the roster: it ended in order, or is proven gone."""
+    with store.speaking() as client:
+        pipe: Any = client.pipeline(transaction=True)
+        pipe.hdel(store.keys["roster"], boot)
+        pipe.zrem(store.keys["beats"], boot)
+        pipe.execute()

@@ -1,0 +1,35 @@
+"""The control bell: Celery's own broadcast, which any Celery tool can see."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery.worker.control import control_command, inspect_command
+
+from lych_checkpoint.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+#: Name of the broadcast; its arguments are the federation's uuid and what happened.
+BELL = "checkpoint_bell"
+
+
+@control_command(name=BELL, args=[("uuid", str), ("act", str)])
+def bell(state: Any, uuid: str = "", act: str = "") -> dict[str, str]:
+    """Look at the lease now. Harmless whoever sends it: the lease alone decides."""
+    member = getattr(state.consumer.controller, "lych_member", None)
+    if member is None or uuid != member.federation:
+        return {"ok": "not mine"}
+    try:
+        member.look()
+    except CheckpointError as error:
+        logger.debug("The bell (%s) rang and the lease cannot be read: %s", act, error)
+    return {"ok": "frozen" if member.frozen else "thawed"}
+
+
+@inspect_command(name="checkpoint_state")
+def checkpoint_state(state: Any) -> dict[str, str]:
+    """Tell whether this worker is frozen."""
+    member = getattr(state.consumer.controller, "lych_member", None)
+    return {"state": "foreign" if member is None else "frozen" if member.frozen else "thawed"}

@@ -1,0 +1,50 @@
+"""The listener: an operating-system thread that hears the plugin's own bell, beats, and keeps the lease's end.
+
+It is a thread so that a worker whose main loop is busy with a task (the solo pool always, others at times) still
+closes its barrier and acks at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lych_checkpoint.errors import CheckpointError
+from lych_checkpoint.lease.bell import Bell
+from lych_checkpoint.lease.connection import Store
+from lych_checkpoint.worker.member import Member
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def listening(store: Store, member: Member) -> Iterator[threading.Thread]:
+    """Run the listener for the body of the `with`."""
+    done = threading.Event()
+    thread = threading.Thread(target=_listen, args=(store, member, done), name="lych-listener", daemon=True)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        done.set()
+        thread.join(timeout=2)
+
+
+def _listen(store: Store, member: Member, done: threading.Event) -> None:
+    with Bell(store) as bell:
+        while not done.is_set():
+            bell.wait(member.due_s())
+            member.tick()
+            if done.is_set():
+                return
+            try:
+                member.look()
+            except CheckpointError as error:
+                logger.debug("Look failed: %s", error)
+                member.overdue()
+                done.wait(0.05)  # a refused connection answers at once; do not spin on it
+            except Exception:  # the thread is the worker's life line: it must outlive what it did not foresee
+                logger.exception("The listener met an error and goes on")
+                done.wait(0.2)

@@ -1,0 +1,237 @@
+"""A worker as a member of its federation: it registers, reads the lease, closes and opens its barrier, and leaves.
+
+`look` is the whole protocol: one heartbeat script, then one decision. Bells only make it happen sooner. A freeze for
+a checkpoint fails open (I3); one for a restore fails closed: without an explicit thaw the worker leaves with 75.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from lych_checkpoint.errors import CheckpointError
+from lych_checkpoint.lease import requests, roster
+from lych_checkpoint.lease.connection import Store
+from lych_checkpoint.lease.lease import LeaseFacts
+from lych_checkpoint.worker.barrier import Barrier
+
+logger = logging.getLogger(__name__)
+
+#: sysexits.h EX_TEMPFAIL: start me again.
+EXIT_AGAIN = 75
+#: Failed looks after which a worker frozen for a restore gives up.
+_RESTORE_MISSES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """The freeze this worker is in. ``until_s`` is on this host's clock that also counts while asleep."""
+
+    token: str
+    epoch: int
+    mode: str
+    until_s: float
+
+
+def clock_s() -> float:
+    """Seconds on the clock that goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Member:
+    """One worker's membership.
+
+    Args:
+        store: this federation's Redis.
+        entry: what the roster says about this worker.
+        leave: called once with an exit code when the worker must not start another task.
+        is_ours: whether the generation that the gate saw still is the soul's; asked where Redis alone cannot tell.
+    """
+
+    def __init__(
+        self, store: Store, entry: roster.Entry, *, leave: Callable[[int, str], None], is_ours: Callable[[], bool],
+    ) -> None:
+        self._store, self._entry = store, entry
+        self._leave, self._is_ours = leave, is_ours
+        self._lock = threading.RLock()
+        self._freeze: Freeze | None = None
+        self._broken: set[str] = set()
+        self._last_ack: roster.Ack | None = None
+        self._born_ms: int | None = None
+        self._misses = 0
+        self._ticked_s = clock_s()
+        self.left = False
+        self.barrier: Barrier | None = None
+
+    @property
+    def name(self) -> str:
+        """The worker's node name."""
+        return self._entry.name
+
+    @property
+    def boot(self) -> str:
+        """The id of this start of the worker."""
+        return self._entry.boot
+
+    @property
+    def federation(self) -> str:
+        """The federation's uuid."""
+        return self._store.keys.uuid
+
+    def tick(self) -> None:
+        """Note that the listener ran: the process is awake."""
+        self._ticked_s = clock_s()
+
+    def may_start(self) -> bool:
+        """Say whether a task may start as far as sleep goes: after a long one only a look at the lease can tell."""
+        if self.left:
+            return False
+        if clock_s() - self._ticked_s <= roster.LICENCE_S:
+            return True
+        try:
+            self.look()
+        except CheckpointError as error:
+            logger.warning("Asleep too long, and the lease cannot be read: %s", error)
+            return False
+        self.tick()
+        return not self.left and self._freeze is None
+
+    def due_s(self) -> float:
+        """Seconds until the next look is due: a heartbeat, or the freeze's end if that is sooner."""
+        freeze = self._freeze
+        left_s = freeze.until_s - clock_s() if freeze else roster.HEARTBEAT_S
+        return max(0.0, min(roster.HEARTBEAT_S, left_s))
+
+    def look(self) -> None:
+        """Register, read the lease and act on it. Safe from any thread.
+
+        Raises:
+            CheckpointError: Redis is away; `overdue` says what that means.
+        """
+        with self._lock:
+            token = self._freeze.token if self._freeze else ""
+            seen = roster.beat(self._store, self._described(), token)
+            self._misses = 0
+            reborn = self._born_ms is not None and seen.born_ms != self._born_ms
+            self._born_ms = seen.born_ms
+            if seen.journal in ("closing", "switching") and not (self._freeze and self._freeze.mode == "restore"):
+                self._go(f"a restore is {seen.journal}")
+            elif seen.restored > self._entry.generation or (reborn and not self._is_ours()):
+                self._go("a restore brought back another pair than the one this worker was started on")
+            elif seen.lease is not None:
+                self._close(seen.lease)
+            elif self._freeze is not None:
+                self._opened_by_look(thawed=seen.thawed)
+            elif self.barrier is not None and (self.barrier.closed or self.barrier.held()) and not self.left:
+                self.barrier.open()  # closed or held because it had slept, or could not look
+
+    def overdue(self) -> None:
+        """Act on a look that failed: open when the lease has ended, or leave if it was a restore's."""
+        with self._lock:
+            self._misses += 1
+            freeze = self._freeze
+            if freeze is None:
+                return
+            if freeze.mode == "restore":
+                if self._misses >= _RESTORE_MISSES or clock_s() >= freeze.until_s:
+                    self._go("frozen for a restore, and Redis cannot be reached")
+            elif clock_s() >= freeze.until_s:
+                self._broken.add(freeze.token)
+                self._open("its lease ended and Redis cannot be reached")
+
+    def say(self) -> None:
+        """Ack again where something changed, so that the coordinator hears of the drain at once."""
+        with self._lock:
+            if self._freeze is None or self._ack_now() == self._last_ack:
+                return
+            try:
+                self._ack(self._freeze.token, self._freeze.epoch, self._freeze.mode)
+            except CheckpointError as error:
+                logger.debug("Ack failed, the next look repeats it: %s", error)
+
+    def connection_renewed(self) -> None:
+        """Look again after the broker's connection came back, at the soul's generation too."""
+        if not self._is_ours():
+            self._go("a restore brought back another pair while the connection was lost")
+            return
+        self.look()
+
+    def end(self) -> None:
+        """Leave the roster: every child of this worker has ended."""
+        with self._lock:
+            self.left = True
+            try:
+                roster.leave(self._store, self.boot)
+            except CheckpointError as error:
+                logger.warning("Could not leave the roster; this worker will be proven gone instead: %s", error)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the barrier is closed by a freeze."""
+        return self._freeze is not None
+
+    def _close(self, lease: LeaseFacts) -> None:
+        changed = self._freeze is None or self._freeze.token != lease.token
+        if self.barrier is not None and not self.barrier.closed:
+            self.barrier.close()
+        if changed:
+            logger.info("Frozen: %s", lease.reason or lease.mode,
+                        extra={"event": "worker.frozen", "epoch": lease.epoch})
+        forgotten = self.barrier.tokens.take_failed() if self.barrier is not None else []
+        if forgotten:
+            requests.forget_parked(self._store, forgotten)
+        self._ack(lease.token, lease.epoch, lease.mode)
+
+    def _ack(self, token: str, epoch: int, mode: str) -> None:
+        what = self._ack_now(token)
+        left_ms = roster.ack(self._store, epoch, token, self.boot, what)
+        # Measured after the answer: never earlier than the expiry that was written with the ack.
+        if left_ms > 0:
+            self._freeze = Freeze(token, epoch, mode, clock_s() + left_ms / 1000)
+            self._last_ack = what
+        elif self._freeze is None:  # gone between two scripts: nothing was promised, nothing is frozen
+            self._open("the lease ended")
+        # else: the next look sees that the lease is gone, and whether it was a thaw
+
+    def _ack_now(self, token: str = "") -> roster.Ack:
+        running = self.barrier.tokens.running() if self.barrier is not None else []
+        token = token or (self._freeze.token if self._freeze else "")
+        return roster.Ack(
+            in_flight=tuple(one.task_id for one in running if not one.exempt),
+            tasks={one.task_id: one.task for one in running},
+            exempt=tuple(sorted({one.task for one in running if one.exempt})),
+            broken=token in self._broken,
+        )
+
+    def _opened_by_look(self, *, thawed: bool) -> None:
+        if self._freeze is not None and self._freeze.mode == "restore":
+            if not thawed:
+                self._go("frozen for a restore whose lease is gone without a thaw")
+                return
+            if not self._is_ours():
+                self._go("the restore that froze it brought back another pair")
+                return
+        self._open("thawed")
+
+    def _open(self, why: str) -> None:
+        self._freeze, self._last_ack = None, None
+        logger.info("Thawed: %s", why, extra={"event": "worker.thawed"})
+        if self.barrier is not None and not self.left:
+            self.barrier.open()
+
+    def _go(self, why: str) -> None:
+        if self.barrier is not None:
+            self.barrier.close()
+        if not self.left:
+            self.left = True
+            self._leave(EXIT_AGAIN, why)
+
+    def _described(self) -> roster.Entry:
+        if self.barrier is None:
+            return self._entry
+        running = self.barrier.tokens.running()
+        state = "frozen" if self._freeze and not running else "draining" if self._freeze else "thawed"
+        return replace(self._entry, state=state, in_flight=len(running))

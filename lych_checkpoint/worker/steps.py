@@ -1,0 +1,235 @@
+"""The steps that `install` adds to Celery's worker: gate, member, and the consumer's side of the barrier.
+
+Order at boot: gate (before any pool exists), register and read the lease, fork the pool, listen, subscribe, read the
+lease again, consume. The second reading closes the gap in which a freeze was rung before this worker could hear it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import uuid
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+from celery import bootsteps, signals
+from celery.exceptions import WorkerShutdown
+from celery.worker import state as worker_state
+
+from lych_checkpoint.errors import CheckpointError
+from lych_checkpoint.lease import roster
+from lych_checkpoint.lease.connection import Store
+from lych_checkpoint.process import Identity
+from lych_checkpoint.worker import alive
+from lych_checkpoint.worker.barrier import Barrier
+from lych_checkpoint.worker.listener import listening
+from lych_checkpoint.worker.member import Member
+
+logger = logging.getLogger(__name__)
+
+
+class Host(Protocol):
+    """What the steps need of the plugin; it hangs on the app as ``app.lych``.
+
+    ``boot`` is the id of this start of the worker; pool children inherit it.
+    """
+
+    boot: str
+
+    def pass_gate(self) -> int:
+        """Return the generation seen, or raise what forbids the start."""
+
+    def open_store(self) -> Store:
+        """Return a client for this federation's Redis."""
+
+    def loaded(self) -> str:
+        """Return the signature of the body this process imported."""
+
+    def check_generation(self, generation: int) -> None:
+        """Raise what forbids to go on when a restore has come since that generation, or when that cannot be known."""
+
+    def generation_stands(self, generation: int) -> bool:
+        """Return whether `check_generation` passes."""
+
+    def is_exempt(self, task: str) -> bool:
+        """Return whether that task may start during a freeze."""
+
+
+def refuse(error: CheckpointError) -> WorkerShutdown:
+    """Say why the worker does not start, and return the exception that ends it with the right exit code.
+
+    ``WorkerTerminate`` would end it with 0.
+    """
+    logger.critical("Refusing to start: %s", error)
+    if not logging.getLogger().isEnabledFor(logging.CRITICAL):
+        sys.stderr.write(f"{error}\n")
+    return WorkerShutdown(error.exit_code)
+
+
+class Gate(bootsteps.StartStopStep):
+    """Refuses the start before the pool exists."""
+
+    def __init__(self, worker: Any, **_: Any) -> None:
+        worker.lych_generation = 0
+
+    def create(self, worker: Any) -> Any:
+        """Run the gate; nothing is left behind when it refuses."""
+        host: Host = worker.app.lych
+        try:
+            worker.lych_generation = host.pass_gate()
+        except CheckpointError as error:
+            raise refuse(error) from error
+
+
+class Membership(bootsteps.StartStopStep):
+    """Registers the worker and puts the barrier before its pool."""
+
+    requires = ("celery.worker.components:Pool", Gate)
+
+    def __init__(self, worker: Any, **_: Any) -> None:
+        worker.lych_member = None
+        self._running = ExitStack()
+        self._wake_read, self._wake_write = -1, -1
+
+    def create(self, worker: Any) -> Any:
+        """Register, close the barrier if a freeze is in force, wrap what requests pass."""
+        host: Host = worker.app.lych
+        boot = uuid.uuid4().hex
+        path, _ = alive.hold(boot)
+        try:
+            store = host.open_store()
+            member = Member(store, self._entry(worker, host, boot, str(path)), leave=_leave,
+                            is_ours=lambda: host.generation_stands(worker.lych_generation))
+            member.barrier = self._barrier(worker, host, member)
+            member.look()
+            host.check_generation(worker.lych_generation)
+        except CheckpointError as error:
+            path.unlink(missing_ok=True)
+            raise refuse(error) from error
+        host.boot = boot
+        worker.lych_member = member
+        self._store = store
+        signals.worker_shutdown.connect(self._on_shutdown(worker, path), sender=worker, weak=False)
+        return None
+
+    def start(self, worker: Any) -> None:
+        """Listen; the pool's children are forked by now."""
+        self._running.enter_context(listening(self._store, worker.lych_member))
+
+    def register_with_event_loop(self, worker: Any, hub: Any) -> None:
+        """Let other threads wake the main loop; called again after each reconnect."""
+        hub.add_reader(self._wake_read, self._on_wake, worker)
+
+    def _entry(self, worker: Any, host: Host, boot: str, alive_file: str) -> roster.Entry:
+        return roster.Entry(
+            name=worker.hostname, boot=boot, pool=worker.pool_cls.__module__.rpartition(".")[2],
+            identity=Identity.mine(), alive_file=alive_file, loaded=host.loaded(), generation=worker.lych_generation,
+        )
+
+    def _barrier(self, worker: Any, host: Host, member: Member) -> Barrier:
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        behind_semaphore = worker.process_task == worker._process_task_sem  # noqa: SLF001 - the hook, see barrier
+        barrier = Barrier(
+            worker._process_task, exempt=host.is_exempt,  # noqa: SLF001
+            places=None if behind_semaphore else lambda: int(worker.pool.limit or 1),
+            may_start=member.may_start, wake=self._wake, drained=member.say,
+        )
+        worker._process_task = barrier.admit  # noqa: SLF001
+        if not behind_semaphore:
+            worker.process_task = barrier.admit
+        worker.pool.apply_async = barrier.tokens.wrap(worker.pool.apply_async)
+        if not worker.use_eventloop:
+            worker.timer.call_repeatedly(0.02, self._on_wake, (worker,))
+        return barrier
+
+    def _wake(self) -> None:
+        try:
+            os.write(self._wake_write, b"!")
+        except BlockingIOError:
+            return  # the pipe is full of wakes already
+
+    def _on_wake(self, worker: Any) -> None:
+        try:
+            if not os.read(self._wake_read, 4096):
+                return
+        except BlockingIOError:
+            return
+        member = worker.lych_member
+        if member is None:
+            return
+        if worker.use_eventloop:
+            _consume_unless(worker, closed=member.barrier.closed)
+        member.barrier.let_go()
+
+    def _on_shutdown(self, worker: Any, alive_file: Any) -> Any:
+        def ended(**_: Any) -> None:
+            self._running.close()
+            worker.lych_member.end()
+            alive_file.unlink(missing_ok=True)
+            self._store.close()
+
+        return ended
+
+
+class Consuming(bootsteps.StartStopStep):
+    """The consumer's side: looks at the lease before anything is consumed, and after every reconnect."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks", "celery.worker.consumer.control:Control")
+
+    def __init__(self, consumer: Any, **_: Any) -> None:
+        consumer.lych_cancelled = False
+        self._started = False
+
+    def start(self, consumer: Any) -> None:
+        """Look at lease and generation; the main loop begins to consume only after this."""
+        member: Member = consumer.controller.lych_member
+        barrier = member.barrier
+        assert barrier is not None  # noqa: S101 - Membership made it
+        consumer.lych_cancelled = False
+        try:
+            if self._started:
+                member.connection_renewed()
+            else:
+                member.look()
+        except CheckpointError as error:
+            logger.warning("Starting no task until the lease can be read: %s", error)
+            barrier.close()
+        self._started = True
+        if barrier.closed:
+            barrier.close()  # wakes the main loop, which then cancels the new consumers
+
+    def stop(self, consumer: Any) -> None:
+        """Forget what the lost connection delivered; the broker delivers it again."""
+        member = consumer.controller.lych_member
+        if member is None:
+            return
+        member.barrier.forget()
+        pool = getattr(consumer.pool, "_pool", None)
+        if pool is not None and hasattr(pool, "_cache"):
+            member.barrier.tokens.reconcile(set(pool._cache))  # noqa: SLF001 - the only list of live jobs
+
+
+def _consume_unless(worker: Any, *, closed: bool) -> None:
+    """Cancel or renew the worker's consumers.
+
+    Only an optimisation: the barrier is what freezes. But a message that is never fetched is not held by a worker
+    that might die, so a kill -9 during a freeze costs nobody a visibility timeout.
+    """
+    consumer = getattr(worker, "consumer", None)
+    tasks = getattr(consumer, "task_consumer", None)
+    if consumer is None or tasks is None or consumer.lych_cancelled == closed:
+        return
+    consumer.lych_cancelled = closed
+    try:
+        if closed:
+            tasks.cancel()
+        else:
+            tasks.consume()
+    except consumer.connection_errors + consumer.channel_errors as error:
+        logger.debug("The consumers' connection is lost; the reconnect sets them right: %s", error)
+
+
+def _leave(exit_code: int, why: str) -> None:
+    logger.critical("Leaving with %d: %s", exit_code, why, extra={"event": "worker.leaving"})
+    worker_state.should_stop = exit_code  # type: ignore[assignment]  # an int is what maybe_shutdown raises with

@@ -1,0 +1,112 @@
+"""Tokens: one for every request that has passed the barrier and whose pool callback has not come back.
+
+Celery's own books (`inspect active`, `reserved`) are wrong for this: a task that is on its way to a child is in
+neither, and a revoked one leaves both while its body still runs. The pool's callback fires after the child wrote the
+result, so a token is gone only when the body is.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True, eq=False)
+class Token:
+    """One request between barrier and callback. ``result`` is the pool's own handle, once it has one."""
+
+    task_id: str
+    task: str
+    exempt: bool
+    taken_s: float = field(default_factory=time.monotonic)
+    submitted: bool = False
+    result: Any = None
+
+
+class Tokens:
+    """All tokens of one worker. Thread-safe."""
+
+    def __init__(self, released: Callable[[], None]) -> None:
+        self._lock = threading.Lock()
+        self._tokens: dict[int, Token] = {}
+        self._pending: dict[str, Token] = {}
+        self._failed: list[str] = []
+        self._released = released
+
+    def take(self, task_id: str, task: str, *, exempt: bool) -> Token:
+        """Count a request that is about to go to the pool."""
+        token = Token(task_id, task, exempt)
+        with self._lock:
+            self._tokens[id(token)] = token
+            self._pending[task_id] = token
+        return token
+
+    def release(self, token: Token, *, failed: bool = False) -> None:
+        """Stop counting; safe to call twice. ``failed``: its process may have died while parked."""
+        with self._lock:
+            known = self._tokens.pop(id(token), None)
+            if self._pending.get(token.task_id) is token:
+                del self._pending[token.task_id]
+            if failed:
+                self._failed.append(token.task_id)
+        if known is not None:
+            self._released()
+
+    def wrap(self, apply_async: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the pool's `apply_async` with the token's end tied to its callbacks."""
+
+        def counted(target: Any, args: Any = (), kwargs: Any = None, **options: Any) -> Any:
+            with self._lock:
+                token = self._pending.pop(str(options.get("correlation_id")), None)
+            if token is None:
+                return apply_async(target, args, kwargs, **options)
+            token.submitted = True
+            options["callback"] = self._ending(token, options.get("callback"), failed=False)
+            options["error_callback"] = self._ending(token, options.get("error_callback"), failed=True)
+            try:
+                token.result = apply_async(target, args, kwargs, **options)
+            except BaseException:
+                self.release(token)
+                raise
+            return token.result
+
+        return counted
+
+    def _ending(self, token: Token, callback: Callable[..., Any] | None, *, failed: bool) -> Callable[..., Any]:
+        def ended(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return callback(*args, **kwargs) if callback is not None else None
+            finally:
+                self.release(token, failed=failed)
+
+        return ended
+
+    def running(self) -> list[Token]:
+        """Return the tokens in the order they were taken."""
+        with self._lock:
+            return list(self._tokens.values())
+
+    def take_failed(self) -> list[str]:
+        """Return, once, the ids of tasks whose pool reported an error."""
+        with self._lock:
+            failed, self._failed = self._failed, []
+        return failed
+
+    def reconcile(self, known_jobs: set[int]) -> None:
+        """Drop tokens whose job the pool has forgotten: after a lost connection their callbacks never come.
+
+        A job whose payload was already on its way to a child runs all the same ("ghost"); it stays counted, so a
+        freeze waits for it or fails, until that child ended or took a later job.
+        """
+        for token in self.running():
+            job = getattr(token.result, "_job", None)
+            if job is not None and job not in known_jobs and not _is_ghost(token.result):
+                self.release(token)
+
+
+def _is_ghost(result: Any) -> bool:
+    writer = getattr(result, "_write_to", None)
+    return writer is not None and bool(writer._is_alive()) and not result.ready()  # noqa: SLF001 - billiard's test
