@@ -1,0 +1,37 @@
+# Needs python3 (3.11 or newer), python3-venv, git and make; the rest comes into .venv by itself.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+JOBS ?= 2
+PART ?= freeze
+
+.PHONY: help demo test check bench lock clean
+
+help:  ## show this
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+demo: .venv/.ready  ## a running federation: frozen, sealed, wrecked, brought back (under a minute)
+	@$(PY) -m ops.demo
+
+test: .venv/.ready  ## unit and integration tests on real servers; TESTS=path, JOBS=n
+	@$(PY) -m pytest -n $(JOBS) --dist loadfile $(TESTS)
+
+check: .venv/.ready  ## ruff, mypy --strict, the import law
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy --strict lych_checkpoint ops
+	@$(PY) -m pytest -q tests/architecture
+
+bench: .venv/.ready  ## measure beside bare floors; PART=freeze|soul|body|restore
+	@$(PY) -m ops.bench $(PART)
+
+lock: .venv/.ready  ## renew requirements.lock from pyproject.toml
+	@printf 'hatchling\neditables\nuv\n' | $(PY) -m uv pip compile -q --upgrade --universal --python-version 3.11 \
+	  --generate-hashes --no-annotate --custom-compile-command 'make lock' \
+	  --extra demo --extra test --extra check pyproject.toml - -o requirements.lock
+
+clean:  ## remove what make made
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.ready: requirements.lock pyproject.toml ops/setup.sh
+	@./ops/setup.sh
