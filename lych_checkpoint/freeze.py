@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 Ring = Callable[[str], None]
 #: Mode of a freeze that a person began, for a fixed time.
 MAINTENANCE = "maintenance"
+CHECKPOINT = "checkpoint"
+RESTORE = "restore"
 #: How long one blocking wait for an ack lasts, before the roster is looked at again.
 _WAIT_S = 0.1
 
@@ -93,9 +95,18 @@ class Freeze:
         self._drained_s = time.monotonic()
         self._drained_ms = self._store.now_ms()
         self._say("frozen")
-        loaded = {self._entries[boot].loaded for boot in self._expected()}
+
+    def check_one_body(self) -> None:
+        """Make sure that all workers imported the same code.
+
+        Raises:
+            Refused: they did not: no one body belongs to what they did to the data (code ``loaded-differs``).
+        """
+        loaded: dict[str, str] = {}
+        for boot in self._expected():
+            loaded.setdefault(self._entries[boot].loaded, self._entries[boot].name)
         if len(loaded) > 1:
-            raise Refused("workers of this federation have imported different code", "roster",
+            raise Refused(f"{' and '.join(sorted(loaded.values()))} have imported different code", "workers",
                           "restart the workers, then try again", "loaded-differs")
 
     def confirm(self) -> None:

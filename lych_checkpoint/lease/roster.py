@@ -81,7 +81,8 @@ class Entry:
     """One worker in the roster.
 
     ``alive_file`` is a file that the worker and all its pool children keep locked: whoever can lock it has proof, on
-    that host, that all of them are dead. ``loaded`` is the signature of the code that the worker imported.
+    that host, that all of them are dead. ``loaded`` is the signature of the code that the worker imported,
+    ``disk`` that of the code on its disk.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Entry:
     identity: Identity
     alive_file: str
     loaded: str
+    disk: str
     generation: int
     state: str = "thawed"
     in_flight: int = 0

@@ -14,9 +14,19 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from lych_checkpoint.worker.tokens import Tokens
+
+
+class Flag(Protocol):
+    """One byte that can be read and written, such as a shared memory map."""
+
+    def __getitem__(self, index: int, /) -> int:
+        """Read it."""
+
+    def __setitem__(self, index: int, value: int, /) -> None:
+        """Write it."""
 
 
 class Barrier:
@@ -30,18 +40,25 @@ class Barrier:
         wake: called from any thread when the barrier closed, or when held requests may be let go; the worker's main
             loop then calls `let_go`.
         drained: called when a request ended while the barrier was closed.
+        flag: one byte, shared with the pool's children: 1 while closed.
     """
 
     def __init__(
         self, start: Callable[[Any], Any], *, exempt: Callable[[str], bool], places: Callable[[], int] | None,
         may_start: Callable[[], bool], wake: Callable[[], None], drained: Callable[[], None],
+        flag: Flag,
     ) -> None:
         self._start, self._exempt, self._places = start, exempt, places
         self._may_start, self._wake, self._drained = may_start, wake, drained
         self._lock = threading.RLock()
         self._held: deque[Any] = deque()
-        self.closed = False
+        self._flag = flag
         self.tokens = Tokens(self._on_release)
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing may start."""
+        return bool(self._flag[0])
 
     def admit(self, request: Any) -> None:
         """Start ``request`` or hold it. Takes the place of `_process_task`."""
@@ -58,13 +75,13 @@ class Barrier:
     def close(self) -> None:
         """Start nothing more. When this returns every request that passed has its token."""
         with self._lock:
-            self.closed = True
+            self._flag[0] = 1
         self._wake()
 
     def open(self) -> None:
         """Let requests start again, the held ones first."""
         with self._lock:
-            self.closed = False
+            self._flag[0] = 0
         self._wake()
 
     def let_go(self) -> None:

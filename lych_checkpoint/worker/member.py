@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 EXIT_AGAIN = 75
 #: Failed looks after which a worker frozen for a restore gives up.
 _RESTORE_MISSES = 2
+#: How often a worker reads which commits are on its disk, for `status`.
+_DISK_EVERY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +51,16 @@ class Member:
         entry: what the roster says about this worker.
         leave: called once with an exit code when the worker must not start another task.
         is_ours: whether the generation that the gate saw still is the soul's; asked where Redis alone cannot tell.
+        disk: returns the signature of the code on disk.
     """
 
     def __init__(
         self, store: Store, entry: roster.Entry, *, leave: Callable[[int, str], None], is_ours: Callable[[], bool],
+        disk: Callable[[], str],
     ) -> None:
         self._store, self._entry = store, entry
-        self._leave, self._is_ours = leave, is_ours
+        self._leave, self._is_ours, self._disk = leave, is_ours, disk
+        self._disk_read_s = 0.0
         self._lock = threading.RLock()
         self._freeze: Freeze | None = None
         self._broken: set[str] = set()
@@ -230,6 +235,9 @@ class Member:
             self._leave(EXIT_AGAIN, why)
 
     def _described(self) -> roster.Entry:
+        if clock_s() - self._disk_read_s > _DISK_EVERY_S:
+            self._disk_read_s = clock_s()
+            self._entry = replace(self._entry, disk=self._disk())
         if self.barrier is None:
             return self._entry
         running = self.barrier.tokens.running()

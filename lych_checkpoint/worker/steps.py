@@ -10,7 +10,8 @@ import logging
 import os
 import sys
 import uuid
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from typing import Any, Protocol
 
 from celery import bootsteps, signals
@@ -22,7 +23,7 @@ from lych_checkpoint.lease import roster
 from lych_checkpoint.lease.connection import Store
 from lych_checkpoint.process import Identity
 from lych_checkpoint.worker import alive
-from lych_checkpoint.worker.barrier import Barrier
+from lych_checkpoint.worker.barrier import Barrier, Flag
 from lych_checkpoint.worker.listener import listening
 from lych_checkpoint.worker.member import Member
 
@@ -32,10 +33,11 @@ logger = logging.getLogger(__name__)
 class Host(Protocol):
     """What the steps need of the plugin; it hangs on the app as ``app.lych``.
 
-    ``boot`` is the id of this start of the worker; pool children inherit it.
+    ``boot`` is the id of this start of the worker; pool children inherit it, and share the byte ``frozen``.
     """
 
     boot: str
+    frozen: Flag
 
     def pass_gate(self) -> int:
         """Return the generation seen, or raise what forbids the start."""
@@ -45,6 +47,9 @@ class Host(Protocol):
 
     def loaded(self) -> str:
         """Return the signature of the body this process imported."""
+
+    def on_disk(self) -> str:
+        """Return the signature of the body that is on disk now."""
 
     def check_generation(self, generation: int) -> None:
         """Raise what forbids to go on when a restore has come since that generation, or when that cannot be known."""
@@ -90,7 +95,7 @@ class Membership(bootsteps.StartStopStep):
     def __init__(self, worker: Any, **_: Any) -> None:
         worker.lych_member = None
         self._running = ExitStack()
-        self._wake_read, self._wake_write = -1, -1
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def create(self, worker: Any) -> Any:
         """Register, close the barrier if a freeze is in force, wrap what requests pass."""
@@ -99,8 +104,10 @@ class Membership(bootsteps.StartStopStep):
         path, _ = alive.hold(boot)
         try:
             store = host.open_store()
-            member = Member(store, self._entry(worker, host, boot, str(path)), leave=_leave,
-                            is_ours=lambda: host.generation_stands(worker.lych_generation))
+            worker.lych_member = member = Member(
+                store, self._entry(worker, host, boot, str(path)), leave=_leave, disk=host.on_disk,
+                is_ours=lambda: host.generation_stands(worker.lych_generation),
+            )
             member.barrier = self._barrier(worker, host, member)
             member.look()
             host.check_generation(worker.lych_generation)
@@ -108,7 +115,6 @@ class Membership(bootsteps.StartStopStep):
             path.unlink(missing_ok=True)
             raise refuse(error) from error
         host.boot = boot
-        worker.lych_member = member
         self._store = store
         signals.worker_shutdown.connect(self._on_shutdown(worker, path), sender=worker, weak=False)
         return None
@@ -124,30 +130,38 @@ class Membership(bootsteps.StartStopStep):
     def _entry(self, worker: Any, host: Host, boot: str, alive_file: str) -> roster.Entry:
         return roster.Entry(
             name=worker.hostname, boot=boot, pool=worker.pool_cls.__module__.rpartition(".")[2],
-            identity=Identity.mine(), alive_file=alive_file, loaded=host.loaded(), generation=worker.lych_generation,
+            identity=Identity.mine(), alive_file=alive_file, loaded=host.loaded(), disk="",
+            generation=worker.lych_generation,
         )
 
     def _barrier(self, worker: Any, host: Host, member: Member) -> Barrier:
-        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         behind_semaphore = worker.process_task == worker._process_task_sem  # noqa: SLF001 - the hook, see barrier
         barrier = Barrier(
             worker._process_task, exempt=host.is_exempt,  # noqa: SLF001
             places=None if behind_semaphore else lambda: int(worker.pool.limit or 1),
-            may_start=member.may_start, wake=self._wake, drained=member.say,
+            may_start=member.may_start, wake=self._waker(worker), drained=member.say, flag=host.frozen,
         )
         worker._process_task = barrier.admit  # noqa: SLF001
         if not behind_semaphore:
             worker.process_task = barrier.admit
         worker.pool.apply_async = barrier.tokens.wrap(worker.pool.apply_async)
-        if not worker.use_eventloop:
-            worker.timer.call_repeatedly(0.02, self._on_wake, (worker,))
         return barrier
 
-    def _wake(self) -> None:
-        try:
-            os.write(self._wake_write, b"!")
-        except BlockingIOError:
-            return  # the pipe is full of wakes already
+    def _waker(self, worker: Any) -> Callable[[], None]:
+        """Return how any thread gets `let_go` run where Celery starts tasks.
+
+        With an event loop that is its own thread, woken by a byte in a pipe. Green pools have no loop and one thread;
+        there a timer's greenlet does it, for the greenlet of a task that just ended still owns its place in the pool
+        and would wait for itself.
+        """
+        def write() -> None:
+            with suppress(BlockingIOError):  # the pipe is full of wakes already
+                os.write(self._wake_write, b"!")
+
+        def spawn() -> None:
+            worker.timer.call_after(0, worker.lych_member.barrier.let_go)
+
+        return write if worker.use_eventloop else spawn
 
     def _on_wake(self, worker: Any) -> None:
         try:
@@ -155,12 +169,8 @@ class Membership(bootsteps.StartStopStep):
                 return
         except BlockingIOError:
             return
-        member = worker.lych_member
-        if member is None:
-            return
-        if worker.use_eventloop:
-            _consume_unless(worker, closed=member.barrier.closed)
-        member.barrier.let_go()
+        _consume_unless(worker, closed=worker.lych_member.barrier.closed)
+        worker.lych_member.barrier.let_go()
 
     def _on_shutdown(self, worker: Any, alive_file: Any) -> Any:
         def ended(**_: Any) -> None:

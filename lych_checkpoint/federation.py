@@ -1,0 +1,79 @@
+"""One federation opened for a verb: its settings, vault, Redis and ground, each made when it is first needed."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lych_checkpoint import body, broadcast, witness
+from lych_checkpoint.database import connect
+from lych_checkpoint.drivers.base import Ground
+from lych_checkpoint.errors import Refused
+from lych_checkpoint.freeze import Ring, Terms
+from lych_checkpoint.lease.connection import Store
+from lych_checkpoint.settings import Settings
+from lych_checkpoint.vault import Vault
+
+
+class Federation:
+    """What all verbs start from."""
+
+    def __init__(self, settings: Settings, uuid: str = "") -> None:
+        self.settings = settings
+        self.vault = Vault(settings.vault_path)
+        self._uuid = uuid
+        self._store: Store | None = None
+
+    @property
+    def uuid(self) -> str:
+        """The federation's uuid: the vault's copy, else the witness's.
+
+        Raises:
+            Refused: neither exists; nothing was set up here yet.
+        """
+        if not self._uuid:
+            record = self.vault.read_federation()
+            if record is not None:
+                self._uuid = str(record["uuid"])
+            else:
+                with connect(self.settings.need("database_url")) as connection:
+                    known = witness.read(connection)
+                if known is None:
+                    raise Refused("this federation was never set up", self.settings.federation,
+                                  "lych-checkpoint init", "no-federation")
+                self._uuid = known.uuid
+        return self._uuid
+
+    def store(self) -> Store:
+        """Return the one Redis client of this federation."""
+        if self._store is None:
+            self._store = Store(self.settings.need("redis_url"), self.uuid)
+        return self._store
+
+    def ground(self) -> Ground:
+        """Return what the soul's drivers work on."""
+        settings = self.settings
+        return Ground(url=settings.need("database_url"), pgdata=settings.pgdata, pg_bin=settings.pg_bin,
+                      control=settings.postgres_control)
+
+    def members(self) -> tuple[body.Member, ...]:
+        """Return core and extensions as they are on disk."""
+        return body.discover(self.settings.root, self.settings.core, self.settings.extensions)
+
+    def leave_out(self) -> tuple[Path, ...]:
+        """Return the paths that are ours even where they lie inside a repository."""
+        return (self.settings.root / "lychd.lock", self.vault.root)
+
+    def terms(self, mode: str, reason: str, *, lowest_epoch: int = 0, through: frozenset[str] = frozenset()) -> Terms:
+        """Return the terms of a freeze by the settings."""
+        settings = self.settings
+        return Terms(
+            mode=mode, reason=reason, lease_s=settings.lease_s, ack_timeout_s=settings.ack_timeout_s,
+            drain_timeout_s=settings.drain_timeout_s, gone_after_s=settings.gone_after_s,
+            lowest_epoch=lowest_epoch, through=through,
+        )
+
+    def ring(self, app: Any) -> Ring:
+        """Return how to ring the control bell; without an app there is only the plugin's own."""
+        return partial(broadcast.ring, app, self.uuid) if app is not None else lambda _act: None

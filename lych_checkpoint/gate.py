@@ -1,0 +1,180 @@
+"""The rehydration gate: does the code on disk belong to the data's own record of its code?
+
+Aligned boots; ahead boots and imprints; all else refuses with the command that mends it. "No" is `GateRefused` (78);
+"cannot know yet" is `GateUnsure` or `Away` (75).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lych_checkpoint import body, journal, witness
+from lych_checkpoint.database import Connection, connect
+from lych_checkpoint.errors import GateRefused, GateUnsure, Refused
+from lych_checkpoint.federation import Federation
+from lych_checkpoint.settings import Settings
+from lych_checkpoint.witness import Witness
+
+logger = logging.getLogger(__name__)
+
+#: From good to bad; the worst repository decides.
+_ORDER = ("aligned", "extra", "ahead", "behind", "diverged", "unknown", "missing")
+_BOOTS = ("aligned", "extra", "ahead")
+_OPEN_PHASES = ("closing", "switching")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepoVerdict:
+    """How one repository stands: its commit on disk and in the witness, empty where there is none."""
+
+    verdict: str
+    disk: str
+    witness: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What the gate saw. ``generation`` is the witness's, after an imprint if there was one."""
+
+    verdict: str
+    generation: int
+    repos: dict[str, RepoVerdict]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the object of `gate --json` (without ``schema``)."""
+        return asdict(self)
+
+
+def check(federation: Federation | None = None, *, loaded: dict[str, str] | None = None) -> Report:
+    """Let this process start, or raise why not.
+
+    Args:
+        federation: opened from the settings if not given, so that web processes call it bare.
+        loaded: the commits at the time this process imported its code.
+
+    Raises:
+        GateRefused: body and soul do not belong together; the message has the mending command.
+        GateUnsure: a restore is open, or the code changed since it was imported.
+        Away: the database or the vault cannot be reached.
+    """
+    federation = federation or Federation(Settings.load())
+    federation.vault.open()
+    with connect(federation.settings.need("database_url")) as connection:
+        _refuse_open_restore(federation)
+        known = witness.read(connection)
+        if known is None:
+            known = _first_witness(federation, connection)
+        if loaded is not None and loaded != _fingerprint(federation):
+            raise GateUnsure("the code changed since this process imported it", str(federation.settings.root),
+                             "start the process again", "changed-since-import")
+        report = look(federation, known)
+        if known.state == "restoring":
+            _refuse_unless(report.verdict == "aligned", known)
+            return report
+        _refuse_rewound(federation, known, report)
+        if report.verdict not in _BOOTS:
+            raise refusal(federation, report)
+        if report.verdict != "aligned" or not known.signature:
+            known = witness.imprint(connection, *body.pins(federation.members()))
+            federation.vault.append_lineage("imprint", known.generation, known.signature)
+            logger.info("Imprinted generation %d", known.generation, extra={"event": "gate.imprinted"})
+        _catch_up(federation, known)
+    return Report(verdict=report.verdict, generation=known.generation, repos=report.repos)
+
+
+def look(federation: Federation, known: Witness) -> Report:
+    """Compare the body on disk with a witness. Changes nothing, decides nothing."""
+    settings = federation.settings
+    standing = body.survey(settings.root, settings.core, settings.extensions)
+    repos = {}
+    for path in sorted({*standing, *known.repos}):
+        disk, recorded = standing.get(path), known.repos.get(path)
+        if disk is None:
+            verdict = "missing"
+        elif recorded is None:
+            verdict = "extra"
+        elif recorded["tree"] == disk.tree:
+            verdict = "aligned"
+        else:
+            verdict = body.relation(settings.root / path, disk.commit, recorded["commit"], recorded["tree"])
+        repos[path] = RepoVerdict(verdict=verdict, disk=disk.commit if disk else "",
+                                  witness=recorded["commit"] if recorded else "")
+    worst = max((one.verdict for one in repos.values()), key=_ORDER.index, default="aligned")
+    return Report(verdict="ahead" if worst == "extra" else worst, generation=known.generation, repos=repos)
+
+
+def refusal(federation: Federation, report: Report) -> GateRefused:
+    """Return the error that names the worst repository, both commits and the mending command."""
+    path, one = max(report.repos.items(), key=lambda item: _ORDER.index(item[1].verdict))
+    names = [item.id for item in federation.vault.manifests() if item.repos.get(path) == one.witness]
+    mend = f"lych-checkpoint restore {names[-1]}" if names else (
+        f"check out {one.witness[:12]} in {path}, or `lych-checkpoint restore latest`")
+    return GateRefused(
+        f"the body is {one.verdict}: on disk {one.disk[:12] or 'nothing'}, the soul was last animated by "
+        f"{one.witness[:12] or 'nothing'}", path, mend, f"gate-{one.verdict}",
+    )
+
+
+def check_generation(federation: Federation, generation: int) -> None:
+    """Make sure that no restore came since ``generation``.
+
+    Raises:
+        GateUnsure: one did, or is open.
+        Away: the database cannot be reached.
+    """
+    _refuse_open_restore(federation)
+    with connect(federation.settings.need("database_url")) as connection:
+        known = witness.read(connection)
+    if known is None or known.restored > generation:
+        raise GateUnsure("a restore brought back another pair since this process passed the gate", "witness",
+                         "start the process again", "generation-changed")
+
+
+def _refuse_open_restore(federation: Federation) -> None:
+    restore = journal.read(federation.vault)
+    if restore is not None and restore.phase in _OPEN_PHASES:
+        raise GateUnsure(f"a restore is {restore.phase}", str(federation.vault.root), "lych-checkpoint recover",
+                         "restore-open")
+
+
+def _refuse_unless(aligned: bool, known: Witness) -> None:  # noqa: FBT001 - reads as the sentence it is
+    if not aligned:
+        raise GateUnsure(f"a restore (generation {known.generation}) has not brought back this body yet", "witness",
+                         "lych-checkpoint recover", "restore-open")
+
+
+def _first_witness(federation: Federation, connection: Connection) -> Witness:
+    last = federation.vault.last_lineage()
+    if last is not None and int(last["generation"]) > 0:
+        raise GateRefused(
+            f"the soul has no witness, yet the vault knows generation {last['generation']}: these data are others",
+            "database", "lych-checkpoint restore latest", "gate-no-witness",
+        )
+    known = witness.init(connection, federation.settings.federation)
+    if known.uuid != federation.uuid:
+        raise Refused("vault and database belong to different federations", str(federation.vault.root),
+                      "set LYCH_VAULT or LYCH_DATABASE_URL to the pair that belongs together", "foreign-vault")
+    return known
+
+
+def _refuse_rewound(federation: Federation, known: Witness, report: Report) -> None:
+    last = federation.vault.last_lineage()
+    if last is None or report.verdict == "aligned" or known.generation >= int(last["generation"]):
+        return
+    raise GateRefused(
+        f"the data are rewound: their generation is {known.generation}, the vault knows {last['generation']}; "
+        "somebody restored the data alone", "database", "lych-checkpoint restore latest", "gate-rewound",
+    )
+
+
+def _catch_up(federation: Federation, known: Witness) -> None:
+    last = federation.vault.last_lineage()
+    if last is None or known.generation > int(last["generation"]):
+        federation.vault.append_lineage("catch-up", known.generation, known.signature)
+
+
+def _fingerprint(federation: Federation) -> dict[str, str]:
+    settings = federation.settings
+    return body.fingerprint(settings.root, settings.core, settings.extensions)
