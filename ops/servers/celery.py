@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from ops.servers.child import ServerError, end, spawn, tail, wait_until
+from ops.servers.child import ServerError, spawn, tail, wait_until
 
 
 class CeleryProcess:
@@ -22,6 +22,7 @@ class CeleryProcess:
         self._child = child
         self.log = log
         self._mark = ready_mark
+        self._asked = False
 
     @classmethod
     def worker(
@@ -85,9 +86,20 @@ class CeleryProcess:
         """Send ``number`` to the main process alone."""
         self._child.send_signal(number)
 
+    def ask_to_stop(self) -> None:
+        """Send SIGTERM without waiting, so that several can end at the same time."""
+        if self._child.poll() is None and not self._asked:
+            self._asked = True  # a second one would not let the running tasks end
+            self._child.send_signal(signal.SIGTERM)
+
     def stop(self, timeout_s: float = 15) -> int:
         """End it with SIGTERM, then SIGKILL; return its exit code."""
-        return end(self._child, signal.SIGTERM, timeout_s=timeout_s)
+        self.ask_to_stop()
+        try:
+            return self._child.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            return self._child.wait()
 
     def close(self) -> None:
         """End it and every child it left behind."""

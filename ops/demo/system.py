@@ -1,0 +1,186 @@
+"""The demo's federation: servers, repositories, workers and beat in one directory that is gone afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import redis
+from celery import Celery
+
+from ops.demo.evolutions import BODY, REPOSITORIES, SCHEMA
+from ops.demo.proof import MismatchError
+from ops.servers.celery import CeleryProcess, command
+from ops.servers.filesystems import is_btrfs, make_pgdata_subvolume, remove_with_subvolumes
+from ops.servers.postgres import PostgresNode
+from ops.servers.redis import RedisNode
+
+_GIT = {
+    "GIT_AUTHOR_NAME": "Daemon", "GIT_AUTHOR_EMAIL": "daemon@example.org",
+    "GIT_COMMITTER_NAME": "Daemon", "GIT_COMMITTER_EMAIL": "daemon@example.org",
+}
+
+
+@contextmanager
+def raised() -> Iterator[System]:
+    """Raise servers and body below LYCH_DEMO_DIR (or the temporary directory), and take all of it away after."""
+    home = Path(tempfile.mkdtemp(prefix="lych-demo-", dir=os.environ.get("LYCH_DEMO_DIR")))
+    home.chmod(0o711)  # under root the server runs as `nobody`
+    on_btrfs = is_btrfs(home)
+    try:
+        with ExitStack() as stack:
+            (home / "server").mkdir(mode=0o711)
+            if on_btrfs:
+                make_pgdata_subvolume(home / "server" / "pgdata")
+            postgres = stack.enter_context(PostgresNode.start_new(home / "server"))
+            broker = stack.enter_context(RedisNode.start_new(home))
+            yield System(home, postgres, broker, stack, "btrfs" if on_btrfs else "dump")
+    finally:
+        (remove_with_subvolumes if on_btrfs else shutil.rmtree)(home)
+
+
+class System:
+    """Servers that run, repositories with one commit each, and hands to work them."""
+
+    def __init__(self, home: Path, postgres: PostgresNode, broker: RedisNode, stack: ExitStack, driver: str) -> None:
+        self.home = home
+        self.root = home / "federation"
+        self.postgres = postgres
+        self.broker = broker
+        self.driver = driver
+        self.workers: dict[str, CeleryProcess] = {}
+        self.environment = {
+            **_GIT,
+            "PYTHONPATH": os.pathsep.join(str(self.root / name) for name in REPOSITORIES),
+            "LYCH_FEDERATION": "demo",
+            "LYCH_REDIS_URL": broker.url,
+            "LYCH_DATABASE_URL": postgres.url("soul"),
+            "LYCH_ROOT": str(self.root),
+            "LYCH_VAULT": str(home / "vault"),
+            "LYCH_PGDATA": str(postgres.pgdata),
+            "LYCH_PG_BIN": str(postgres.pg_bin),
+        }
+        self._stack = stack
+        self._redis = stack.enter_context(redis.Redis.from_url(broker.url))
+        self._client = Celery("demo", broker=broker.url, backend=broker.url)
+        self._beat: CeleryProcess | None = None
+
+    def make_body(self) -> None:
+        """Make the core and two extensions from this project's own texts, one commit each."""
+        shutil.copytree(BODY, self.root, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in REPOSITORIES:
+            (self.root / name / ".gitignore").write_text("__pycache__/\n")
+            for arguments in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-q", "-m", "Begin"]):
+                self.git(name, *arguments)
+
+    def make_soul(self) -> None:
+        """Make the database with its accounts."""
+        self.postgres.run("createdb", "soul")
+        with psycopg.connect(self.environment["LYCH_DATABASE_URL"]) as connection:
+            connection.execute(SCHEMA.encode())
+
+    def git(self, name: str, *arguments: str) -> str:
+        """Run git in one repository and return its stripped stdout."""
+        done = subprocess.run(
+            ["git", "-C", self.root / name, *arguments],
+            check=True, capture_output=True, text=True, env={**os.environ, **_GIT},
+        )
+        return done.stdout.strip()
+
+    def lych(self, *argv: str) -> Any:
+        """Run `lych-checkpoint ARGV… --json` and return its document.
+
+        Raises:
+            MismatchError: it ended non-zero.
+        """
+        done = command("lych_checkpoint", *argv, "--json", environment=self.environment, cwd=self.home)
+        if done.returncode:
+            raise MismatchError(f"lych-checkpoint {' '.join(argv)} ended with {done.returncode}:\n{_said(done)}")
+        return json.loads(done.stdout)
+
+    def call(self, task: str) -> Any:
+        """Run `celery call TASK`, as a person would, and return the task's result."""
+        done = command("celery", "-A", "daemon", "call", task, environment=self.environment, cwd=self.home)
+        if done.returncode:
+            raise MismatchError(f"celery call {task} ended with {done.returncode}:\n{_said(done)}")
+        return self._client.AsyncResult(done.stdout.strip()).get(timeout=30, interval=0.02)
+
+    def evolve(self, files: dict[str, str], statements: list[str]) -> None:
+        """Have the daemon rewrite itself, and return when it has."""
+        sent = self._client.send_task("evolve", args=[files, statements], queue="daemon")
+        sent.get(timeout=30, interval=0.02)
+
+    def start(self, *names: str) -> None:
+        """Start workers, and the beat where none runs, and return when they are ready."""
+        for name in names:
+            self.start_unready(name)
+        if self._beat is None or self._beat.exit_code is not None:
+            self._beat = self._stack.enter_context(
+                CeleryProcess.beat("daemon", directory=self._logs(), environment=self.environment)
+            )
+        for name in names:
+            self.workers[name].wait_ready()
+
+    def start_unready(self, name: str) -> CeleryProcess:
+        """Start one worker without waiting."""
+        self.workers[name] = self._stack.enter_context(
+            CeleryProcess.worker("daemon", name, directory=self._logs(), environment=self.environment)
+        )
+        return self.workers[name]
+
+    def stop(self) -> None:
+        """Stop workers and beat in good order."""
+        processes = [*self.workers.values(), *([self._beat] if self._beat else [])]
+        for process in processes:
+            process.ask_to_stop()
+        for process in processes:
+            process.stop()
+        self.workers.clear()
+
+    def stamps(self) -> list[dict[str, Any]]:
+        """Return what every transfer wrote after its commit: `began`, `ended` (Unix seconds), `organ`, `version`."""
+        return [json.loads(line) for line in self._redis.lrange("demo:stamps", 0, -1)]
+
+    def wait_for_load(self, transfers: int = 40, timeout_s: float = 30) -> None:
+        """Return when so many more transfers are done.
+
+        Raises:
+            MismatchError: they are not in time.
+        """
+        goal = self._redis.llen("demo:stamps") + transfers
+        end_s = time.monotonic() + timeout_s
+        while self._redis.llen("demo:stamps") < goal:
+            if time.monotonic() > end_s:
+                raise MismatchError(f"not even {transfers} transfers in {timeout_s:g} s")
+            time.sleep(0.02)
+
+    def left_behind(self) -> list[int]:
+        """Return the processes that were started for this system and still run."""
+        mark = str(self.home).encode()
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                said = (process / "environ").read_bytes() + (process / "cmdline").read_bytes()
+            except OSError:  # ended, or another user's
+                continue
+            if mark in said:
+                found.append(int(process.name))
+        return found
+
+    def _logs(self) -> Path:
+        logs = self.home / "logs"
+        logs.mkdir(exist_ok=True)
+        return logs
+
+
+def _said(done: subprocess.CompletedProcess[str]) -> str:
+    return (done.stderr.strip() or done.stdout.strip())[-2000:]
