@@ -46,6 +46,7 @@ class Ground:
         self._stack = stack
         self.home = home
         (home / "server").mkdir(mode=0o711)
+        (home / "tmp").mkdir(mode=0o711)
         (home / "logs").mkdir()
         if is_btrfs(home):
             make_pgdata_subvolume(home / "server" / "pgdata")
@@ -60,7 +61,7 @@ class Ground:
         for arguments in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-q", "-m", "Begin"]):
             subprocess.run(["git", "-C", core, *arguments], check=True, env={**os.environ, **who})
         self.environment = {
-            "PYTHONPATH": str(core),
+            "PYTHONPATH": str(core), "TMPDIR": str(home / "tmp"),
             "LYCH_FEDERATION": "bench", "LYCH_REDIS_URL": self.broker.url,
             "LYCH_DATABASE_URL": self.postgres.url("soul"), "LYCH_ROOT": str(core.parent),
             "LYCH_VAULT": str(home / "vault"), "LYCH_PGDATA": str(self.postgres.pgdata),

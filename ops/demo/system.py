@@ -39,6 +39,7 @@ def raised() -> Iterator[System]:
     try:
         with ExitStack() as stack:
             (home / "server").mkdir(mode=0o711)
+            (home / "tmp").mkdir(mode=0o711)
             if on_btrfs:
                 make_pgdata_subvolume(home / "server" / "pgdata")
             postgres = stack.enter_context(PostgresNode.start_new(home / "server"))
@@ -60,6 +61,7 @@ class System:
         self.workers: dict[str, CeleryProcess] = {}
         self.environment = {
             **_GIT,
+            "TMPDIR": str(home / "tmp"),
             "PYTHONPATH": os.pathsep.join(str(self.root / name) for name in REPOSITORIES),
             "LYCH_FEDERATION": "demo",
             "LYCH_REDIS_URL": broker.url,
