@@ -77,6 +77,16 @@ class Store:
             seconds, micros = client.time()
         return int(seconds) * 1000 + int(micros) // 1000
 
+    def facts(self) -> dict[str, Any]:
+        """Return what the server says of itself (INFO), and ``saves``: its snapshot rule, where it tells."""
+        with self.speaking() as client:
+            found: dict[str, Any] = dict(client.info())
+        try:
+            found["saves"] = self.client.config_get("save").get("save", "")
+        except redis.RedisError:  # managed servers forbid CONFIG
+            found["saves"] = "unknown"
+        return found
+
     def close(self) -> None:
         """Give the connections back."""
         self.client.close()

@@ -122,7 +122,8 @@ class Member:
             self._misses = 0
             reborn = self._born_ms is not None and seen.born_ms != self._born_ms
             self._born_ms = seen.born_ms
-            if seen.journal in ("closing", "switching") and not (self._freeze and self._freeze.mode == "restore"):
+            waits = self._freeze is not None and self._freeze.mode == "restore" and seen.lease is not None
+            if seen.journal in ("closing", "switching") and not waits:
                 self._go(f"a restore is {seen.journal}")
             elif seen.restored > self._entry.generation or (reborn and not self._is_ours()):
                 self._go("a restore brought back another pair than the one this worker was started on")

@@ -1,0 +1,133 @@
+"""Look at everything a checkpoint stands on, change nothing, and say the command that mends each fault."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lych_checkpoint import body, broadcast, journal, witness
+from lych_checkpoint.database import connect
+from lych_checkpoint.errors import Away, CheckpointError, Refused
+from lych_checkpoint.federation import Federation
+from lych_checkpoint.lease import roster
+from lych_checkpoint.soul import Soul
+
+OK, WARNING, FAULT = "ok", "warning", "fault"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing looked at. ``state`` is ok, warning or fault; ``exit_code`` is what the fault alone would give."""
+
+    check: str
+    state: str
+    what: str
+    mend: str = ""
+    exit_code: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the finding for `doctor --json`."""
+        record = asdict(self)
+        del record["exit_code"]
+        return record
+
+
+def doctor(federation: Federation, app: Any = None) -> list[Finding]:
+    """Return one finding for each thing looked at; a fault in one hides no other."""
+    checks: list[tuple[str, Callable[[Federation], Iterator[Finding]]]] = [
+        ("vault", _vault), ("redis", _redis), ("database", _database), ("drivers", _drivers), ("body", _body),
+        ("workers", _workers),
+    ]
+    if app is not None:
+        checks.append(("broker", lambda _federation: _broker(app)))
+    found: list[Finding] = []
+    for name, check in checks:
+        try:
+            found += check(federation)
+        except CheckpointError as error:
+            found.append(Finding(check=name, state=FAULT, what=f"{error.where}: {error.what}", mend=error.mend,
+                                 exit_code=error.exit_code))
+    return found
+
+
+def exit_code(findings: list[Finding]) -> int:
+    """Return 75 where a server is away, else 1 for any fault, else 0."""
+    codes = {one.exit_code for one in findings if one.state == FAULT}
+    return Away.exit_code if Away.exit_code in codes else 1 if codes else 0
+
+
+def _vault(federation: Federation) -> Iterator[Finding]:
+    federation.vault.open()
+    yield Finding(check="vault", state=OK, what=f"{federation.vault.root} is writable")
+    key = federation.settings.key_path
+    if not key.is_file():
+        raise Refused(f"the signing key {key} is missing", "vault", "lych-checkpoint init", "key-missing")
+    if key.stat().st_mode & 0o077:
+        yield Finding(check="vault", state=WARNING, what=f"the signing key {key} is readable by others",
+                      mend=f"chmod 600 {key}")
+    if key.is_relative_to(federation.vault.root):
+        yield Finding(check="vault", state=WARNING,
+                      what="the signing key lies in the vault: it guards against accident, not against who can write there",
+                      mend="set LYCH_SIGNING_KEY to a file elsewhere")
+    entry = journal.read(federation.vault)
+    if entry is not None:
+        yield Finding(check="vault", state=FAULT, what=f"a restore is {entry.phase}", mend="lych-checkpoint recover",
+                      exit_code=6)
+
+
+def _redis(federation: Federation) -> Iterator[Finding]:
+    store = federation.store()
+    facts = store.facts()
+    yield Finding(check="redis", state=OK, what=f"{store.where} answers, version {facts['redis_version']}")
+    if not int(facts.get("aof_enabled", 0)) and not facts.get("saves"):
+        yield Finding(check="redis", state=WARNING, what="it keeps nothing on disk: a restart forgets freezes and messages",
+                      mend="set `appendonly yes`")
+    if facts.get("maxmemory_policy", "noeviction") != "noeviction":
+        yield Finding(check="redis", state=WARNING, what=f"it may evict a lease ({facts['maxmemory_policy']})",
+                      mend="set `maxmemory-policy noeviction`")
+
+
+def _database(federation: Federation) -> Iterator[Finding]:
+    with connect(federation.settings.need("database_url")) as connection:
+        known = witness.read(connection)
+        version = connection.info.server_version // 10000
+        fsync = connection.execute("SHOW fsync").fetchone()
+    yield Finding(check="database", state=OK, what=f"PostgreSQL {version} answers")
+    if fsync is not None and fsync[0] != "on":
+        yield Finding(check="database", state=WARNING, what="fsync is off: a crash may lose what was captured",
+                      mend="set fsync = on")
+    if known is None:
+        raise Refused("the soul has no witness", "database", "lych-checkpoint init", "no-witness")
+    yield Finding(check="database", state=OK, what=f"the witness says generation {known.generation}, {known.state}")
+
+
+def _drivers(federation: Federation) -> Iterator[Finding]:
+    settings = federation.settings
+    reports = Soul.reports(federation.ground(), settings.helper)
+    for name, reason in reports:
+        yield Finding(check="drivers", state=WARNING if reason else OK, what=f"{name}: {reason or 'usable'}")
+    soul = Soul.open(federation.ground(), settings.driver, settings.writers, settings.helper)
+    yield Finding(check="drivers", state=OK, what=f"{settings.driver} takes {soul.driver.name}")
+    for warning in soul.preflight():
+        yield Finding(check="drivers", state=WARNING, what=warning)
+
+
+def _body(federation: Federation) -> Iterator[Finding]:
+    members = federation.members()
+    yield Finding(check="body", state=OK, what=f"{len(members)} repositories below {federation.settings.root}")
+    with body.scanning(members, dirty=federation.settings.dirty, leave_out=federation.leave_out()) as scan:
+        yield Finding(check="body", state=OK, what=f"clean; re-checked by {scan.worktree_check}")
+
+
+def _workers(federation: Federation) -> Iterator[Finding]:
+    entries = roster.entries(federation.store())
+    yield Finding(check="workers", state=OK, what=f"{len(entries)} in the roster")
+    if len({entry.loaded for entry in entries.values()}) > 1:
+        yield Finding(check="workers", state=FAULT, what="they have imported different code",
+                      mend="restart the workers", exit_code=1)
+
+
+def _broker(app: Any) -> Iterator[Finding]:
+    broadcast.check_fanout(app)
+    yield Finding(check="broker", state=OK, what="it can broadcast")
