@@ -41,18 +41,21 @@ class Barrier:
             loop then calls `let_go`.
         drained: called when a request ended while the barrier was closed.
         flag: one byte, shared with the pool's children: 1 while closed.
+        blocks: wait for a place instead of holding, as green pools do by themselves. Held requests would use up the
+            prefetch window there, and kombu's Redis transport then looks for messages only once a second.
     """
 
     def __init__(
         self, start: Callable[[Any], Any], *, exempt: Callable[[str], bool], places: Callable[[], int] | None,
         may_start: Callable[[], bool], wake: Callable[[], None], drained: Callable[[], None],
-        flag: Flag,
+        flag: Flag, blocks: bool = False,
     ) -> None:
         self._start, self._exempt, self._places = start, exempt, places
         self._may_start, self._wake, self._drained = may_start, wake, drained
         self._lock = threading.RLock()
+        self._room = threading.Condition(self._lock)
         self._held: deque[Any] = deque()
-        self._flag = flag
+        self._flag, self._blocks = flag, blocks
         self.tokens = Tokens(self._on_release)
 
     @property
@@ -64,6 +67,8 @@ class Barrier:
         """Start ``request`` or hold it. Takes the place of `_process_task`."""
         sure = self._may_start()
         with self._lock:
+            while self._blocks and not self.closed and not self._held and not self._has_place():
+                self._room.wait()
             exempt = self._exempt(request.name)
             if not (exempt and sure) and (self.closed or self._held or not sure or not self._has_place()):
                 self._held.append(request)
@@ -76,6 +81,7 @@ class Barrier:
         """Start nothing more. When this returns every request that passed has its token."""
         with self._lock:
             self._flag[0] = 1
+            self._room.notify_all()
         self._wake()
 
     def open(self) -> None:
@@ -116,6 +122,8 @@ class Barrier:
         return self._places is None or len(self.tokens.running()) < self._places()
 
     def _on_release(self) -> None:
+        with self._lock:
+            self._room.notify_all()
         if self.closed:
             self._drained()
         elif self._held:

@@ -140,6 +140,7 @@ class Membership(bootsteps.StartStopStep):
             worker._process_task, exempt=host.is_exempt,  # noqa: SLF001
             places=None if behind_semaphore else lambda: int(worker.pool.limit or 1),
             may_start=member.may_start, wake=self._waker(worker), drained=member.say, flag=host.frozen,
+            blocks=not worker.use_eventloop,
         )
         worker._process_task = barrier.admit  # noqa: SLF001
         if not behind_semaphore:
