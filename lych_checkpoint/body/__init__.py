@@ -1,0 +1,16 @@
+"""The body: all repositories of a federation, scanned, pinned, bundled, switched and compared as one."""
+
+from lych_checkpoint.body.checking import Standing, fingerprint, pins, relation, survey, verify
+from lych_checkpoint.body.displacing import bundle_lock, displace
+from lych_checkpoint.body.members import Member, discover, find
+from lych_checkpoint.body.pinning import bundle, lock_of, pin, pinned, unpin
+from lych_checkpoint.body.scanning import Scan, recheck, scan, scanning
+from lych_checkpoint.body.staging import stage, unstage
+from lych_checkpoint.body.switching import switch, switch_back
+from lych_checkpoint.repository.objects import Verdict
+
+__all__ = [
+    "Member", "Scan", "Standing", "Verdict", "bundle", "bundle_lock", "discover", "displace", "find", "fingerprint",
+    "lock_of", "pin", "pinned", "pins", "recheck", "relation", "scan", "scanning", "stage", "survey", "switch",
+    "switch_back", "unpin", "unstage", "verify",
+]

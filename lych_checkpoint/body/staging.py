@@ -1,0 +1,145 @@
+"""Make sure that every commit of a lock is at hand before anything visible changes: all of them, or none."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lych_checkpoint.body.area import Area, flush, safe_name
+from lych_checkpoint.body.members import each
+from lych_checkpoint.body.sound import Sound, open_sound
+from lych_checkpoint.errors import CheckpointError, Refused
+from lych_checkpoint.manifest import BodyLock, RepoPin
+from lych_checkpoint.repository import bundles, refs
+from lych_checkpoint.repository import configuration as configurations
+from lych_checkpoint.repository.checkout import Goal, bring_to
+from lych_checkpoint.repository.configuration import Configuration
+from lych_checkpoint.repository.objects import Reader, reading
+from lych_checkpoint.repository.place import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What one repository needs. ``sound`` is None where it must be made anew; ``file`` where it needs no bundle."""
+
+    pin: RepoPin
+    sound: Sound | None
+    file: Path | None
+
+
+def stage(lock: BodyLock, root: Path, bundles: Path, ticket: str) -> None:
+    """Bring every commit of ``lock`` into its repository; make missing repositories aside. Workers may run.
+
+    Args:
+        lock: what is to come back.
+        root: LYCH_ROOT.
+        bundles: directory of the checkpoint's bundles.
+        ticket: names this restore; keeps the commits under ``refs/lych/staged/<ticket>``.
+
+    Raises:
+        Refused: a commit is neither in its repository nor in a bundle (``missing-commit``), a bundle is damaged
+            (``bundle-broken``), a commit has another tree than the lock says (``lock-tree``), or a repository that
+            must be replaced cannot be moved (``not-movable``). Nothing visible changed and nothing is left staged.
+    """
+    area = Area(root.absolute(), ticket)
+    with area.held(), reading() as reader:
+        plans = each(lambda pin: _plan(reader, pin, lock.repos, area, bundles), lock.repos)
+        try:
+            each(lambda plan: _carry_out(reader, plan, area), plans)
+            flush([area.path])
+        except CheckpointError as error:
+            try:
+                unstage(lock, root, ticket)
+            except CheckpointError as second:
+                error.add_note(f"what was staged could not be removed: {second}")
+            raise
+
+
+def unstage(lock: BodyLock, root: Path, ticket: str) -> None:
+    """Remove what `stage` made. What a switch displaced and could not leave in place is kept."""
+    area = Area(root.absolute(), ticket)
+
+    def one(pin: RepoPin) -> None:
+        try:
+            repository = Repository.at(area.root / pin.path)
+        except Refused:
+            return
+        refs.drop(repository, f"{refs.STAGED}/{ticket}")
+
+    each(one, lock.repos)
+    area.clear()
+
+
+def _plan(reader: Reader, pin: RepoPin, pins: Sequence[RepoPin], area: Area, folder: Path) -> _Plan:
+    directory = area.root / pin.path
+    sound = open_sound(reader, directory)
+    if sound is not None and _holds(reader, sound.repository, pin):
+        return _Plan(pin, sound, None)
+    if sound is None:
+        _refuse_immovable(pin, pins, directory)
+    file = folder / f"{safe_name(pin.path)}.bundle"
+    if bundles.tip(file) != (pin.captured or pin.commit):
+        raise Refused(f"the commit {pin.commit[:12]} is neither in the repository nor in a bundle", pin.path,
+                      "fetch it, or restore another checkpoint", "missing-commit")
+    return _Plan(pin, sound, file)
+
+
+def _holds(reader: Reader, repository: Repository, pin: RepoPin) -> bool:
+    return all(reader.holds(repository, commit) for commit in {pin.commit, pin.captured or pin.commit})
+
+
+def _refuse_immovable(pin: RepoPin, pins: Sequence[RepoPin], directory: Path) -> None:
+    inner = [other.path for other in pins if other.path != pin.path and pin.path in (".", *_parents(other.path))]
+    if pin.path == "." or (directory.exists() and inner):
+        raise Refused("must be made anew, and other things live inside it", pin.path,
+                      "repair or clone this repository by hand, then restore", "not-movable")
+    parent = directory.parent
+    while not parent.exists():
+        parent = parent.parent
+    if parent.stat().st_dev != next(one for one in (directory, *directory.parents) if one.exists()).stat().st_dev:
+        raise Refused("is a mount point: it cannot be replaced as a whole", pin.path,
+                      "repair or clone this repository by hand, then restore", "not-movable")
+
+
+def _parents(path: str) -> list[str]:
+    return [parent.as_posix() for parent in Path(path).parents]
+
+
+def _carry_out(reader: Reader, plan: _Plan, area: Area) -> None:
+    pin, goal = plan.pin, f"{refs.STAGED}/{area.ticket}"
+    if plan.sound is None:
+        _make_aside(reader, plan, area)
+        return
+    repository = plan.sound.repository
+    if plan.file is not None:
+        bundles.fetch(repository, pin.object_format, plan.file)
+    _check(reader, repository, pin)
+    refs.keep(repository, goal, pin.captured or pin.commit)
+
+
+def _make_aside(reader: Reader, plan: _Plan, area: Area) -> None:
+    pin = plan.pin
+    build, ready = area.path / "build" / safe_name(pin.path), area.repository("new", pin.path)
+    for left in (build, ready):
+        if left.exists():
+            shutil.rmtree(left)
+    configuration = Configuration(object_format=pin.object_format, remote=pin.remote, conversions={})
+    assert plan.file is not None  # noqa: S101 - `_plan` refuses a repository that is to be made from nothing
+    repository = bundles.make_repository(build, configuration, plan.file, pin.commit, pin.branch)
+    _check(reader, repository, pin)
+    bring_to(repository, configurations.read(repository), Goal(pin.commit, pin.captured, pin.branch), None)
+    flush([build])
+    ready.parent.mkdir(exist_ok=True)
+    build.rename(ready)
+
+
+def _check(reader: Reader, repository: Repository, pin: RepoPin) -> None:
+    if not _holds(reader, repository, pin):
+        raise Refused(f"the commit {pin.commit[:12]} is not whole, even with its bundle", pin.path,
+                      "restore another checkpoint", "missing-commit")
+    for commit, tree in ((pin.commit, pin.tree), (pin.captured, pin.captured_tree)):
+        if commit and reader.tree(repository, commit) != tree:
+            raise Refused(f"the commit {commit[:12]} has not the tree that the lock names", pin.path,
+                          "lych-checkpoint verify", "lock-tree")

@@ -1,0 +1,88 @@
+"""Capture a working tree byte for byte into a store of our own: no filter runs, the user's ``.git`` is not written.
+
+The store (shadow) borrows objects from the repository and holds only what the repository has not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+from lych_checkpoint.errors import Refused
+from lych_checkpoint.repository.command import run
+from lych_checkpoint.repository.configuration import Configuration
+from lych_checkpoint.repository.lens import Lens, opened, prepare
+from lych_checkpoint.repository.place import Repository
+from lych_checkpoint.repository.worktree import Folders, others, tracked
+
+#: Modes that git keeps by itself; all others travel in the captured commit's message.
+_GIT_MODES = (0o644, 0o755)
+#: The same tree on the same commit is to give the same captured commit.
+_EPOCH = {"GIT_AUTHOR_DATE": "@0 +0000", "GIT_COMMITTER_DATE": "@0 +0000"}
+_TITLE = "lych_checkpoint: a working tree, byte for byte\n\n"
+
+
+def capture(
+    repository: Repository, configuration: Configuration, head: str, shadow: Path, ref: str,
+    leave_out: tuple[bytes, ...],
+) -> tuple[str, str]:
+    """Capture all files that are tracked or untracked, not those that are ignored.
+
+    Args:
+        repository: whose working tree.
+        configuration: its configuration.
+        head: the commit it is based on, parent of the captured one.
+        shadow: directory of the store; made if missing.
+        ref: name that keeps the captured commit in the store.
+        leave_out: see `lens.opened`.
+
+    Returns:
+        The captured commit and its tree. The same files on the same commit give the same two.
+
+    Raises:
+        Refused: a file cannot be read.
+    """
+    with opened(repository, configuration, head, fresh=False, leave_out=leave_out) as lens:
+        listed = tracked(lens)
+        links = set(listed.links)
+        paths = {path for path in listed.files if path not in links and not lens.left_out(path)}
+        paths |= {path for path in others(lens) if not path.endswith(b"/")}
+    modes = _plain_files(repository.directory, paths)
+    object_format = configuration.object_format
+    prepare(shadow, object_format=object_format, head="ref: refs/heads/none", raw=True)
+    index = shadow / "index"
+    for left in (index, shadow / "index.lock"):
+        left.unlink(missing_ok=True)
+    raw = Lens(git_dir=shadow, work_tree=repository.directory, objects=shadow / "objects", index=index,
+               alternates=(repository.objects,), environment=_EPOCH)
+    raw.git("update-index", "-z", "--add", "--stdin", stdin=b"".join(path + b"\0" for path in sorted(modes)))
+    tree = raw.git("write-tree").out.decode().strip()
+    odd = {os.fsdecode(path): mode for path, mode in modes.items() if mode not in _GIT_MODES and mode}
+    message = _TITLE + json.dumps(odd, sort_keys=True)
+    commit = raw.git("commit-tree", "-p", head, tree, stdin=message.encode()).out.decode().strip()
+    run(shadow, "update-ref", ref, commit, environment={"GIT_ALTERNATE_OBJECT_DIRECTORIES": str(repository.objects)})
+    return commit, tree
+
+
+def _plain_files(directory: Path, paths: set[bytes]) -> dict[bytes, int]:
+    """Return the mode of each path that is a file or symlink below real directories; a symlink's is 0."""
+    folders = Folders(directory)
+    found = {}
+    for path in paths:
+        mode = folders.mode(path)
+        if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
+            found[path] = 0 if stat.S_ISLNK(mode) else stat.S_IMODE(mode)
+    return found
+
+
+def restore_modes(lens: Lens, commit: str) -> None:
+    """Give files the modes that git does not keep, as the captured commit says."""
+    message = lens.git("cat-file", "commit", commit).out.partition(b"\n\n")[2].decode()
+    if not message.startswith(_TITLE):
+        raise Refused("is not a captured commit", commit, "", "no-capture")
+    for name, mode in json.loads(message.removeprefix(_TITLE)).items():
+        path = lens.work_tree / name
+        if not path.is_symlink():
+            path.chmod(mode)

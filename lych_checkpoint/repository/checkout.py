@@ -1,0 +1,229 @@
+"""Bring a working tree to exactly one commit, so that it may be killed anywhere and done again.
+
+The index is built anew and every file compared with it by content, so neither a stat cache nor a bit in the old index
+can lie. What git does not hold is moved aside, not deleted. The index is installed last but one, HEAD last.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lych_checkpoint.errors import Refused
+from lych_checkpoint.repository import capture, refs
+from lych_checkpoint.repository.configuration import Configuration
+from lych_checkpoint.repository.lens import Lens, opened
+from lych_checkpoint.repository.place import BUSY, Repository
+from lych_checkpoint.repository.worktree import Folders, others
+
+_LOCKS = ("index.lock", "HEAD.lock", "packed-refs.lock")
+_TIMEOUT_S = 1800
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What a working tree is to become. ``captured`` holds its raw bytes where it was dirty on ``commit``."""
+
+    commit: str
+    captured: str = ""
+    branch: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aside:
+    """Where files go that are in the way (``files``), and where those of the way back wait (``waiting``).
+
+    ``cleared`` marks that the way was cleared: afterwards a file at a wanted path may be our own half-written one.
+    ``state`` takes what a merge or rebase in progress left in the git directory.
+    """
+
+    files: Path
+    waiting: Path
+    cleared: Path
+    state: Path
+
+
+def unlock(repository: Repository, *, alone: bool) -> None:
+    """Remove a lock that we left ourselves; with ``alone``, proof that no git runs here, any lock.
+
+    Raises:
+        Refused: a lock is there and may be somebody's (``locked``).
+    """
+    ours, lock = repository.git_dir / "lych-index", repository.git_dir / "index.lock"
+    if ours.exists() and lock.exists() and ours.samefile(lock):
+        lock.unlink()
+    for name in _LOCKS:
+        held = repository.git_dir / name
+        if alone:
+            held.unlink(missing_ok=True)
+        elif held.exists():
+            raise Refused(f"another git holds {name}", str(repository.directory),
+                          "wait for it; if none runs, remove the file", "locked")
+
+
+def bring_to(
+    repository: Repository, configuration: Configuration, goal: Goal, aside: Aside | None, *,
+    alternates: Sequence[Path] = (), leave_out: Sequence[bytes] = (), inherit: int | None = None,
+) -> None:
+    """Make the working tree, the index and HEAD those of ``goal``.
+
+    Args:
+        repository: free of locks, see `unlock`.
+        configuration: its configuration.
+        goal: every object of it is there, or in ``alternates``.
+        aside: where to put what is in the way; None for a tree that we just made.
+        alternates: further object directories.
+        leave_out: paths that are not touched.
+        inherit: see `command.run`.
+
+    Raises:
+        Refused: git failed, or another git took the index (``locked``); done again it goes on.
+    """
+    wanted = goal.captured or goal.commit
+    with opened(repository, configuration, wanted, raw=bool(goal.captured), alternates=alternates,
+                leave_out=leave_out, inherit=inherit) as lens:
+        before = _listed(lens, repository.index)
+        _build(lens, wanted)
+        target = _listed(lens, lens.index)
+        if aside is not None:
+            _set_state_aside(repository, aside.state)
+            _clear_the_way(lens, before, aside)
+        lens.git("checkout-index", "-a", "-f", "-u", "-q", timeout_s=_TIMEOUT_S)
+        _remove(lens, before - target)
+        if aside is not None:
+            for path in others(lens):
+                _move(lens.work_tree, path.rstrip(b"/"), aside.files)
+        _forget_bytecode(lens.work_tree, before | target, target)
+        if goal.captured:
+            capture.restore_modes(lens, goal.captured)
+        else:
+            _install_index(repository, lens.index)
+    if goal.captured:
+        # What git itself should find is the commit below, with the captured bytes as changes on top.
+        with opened(repository, configuration, goal.commit, leave_out=leave_out, inherit=inherit) as lens:
+            _build(lens, goal.commit)
+            _install_index(repository, lens.index)
+    refs.set_head(repository, goal.commit, goal.branch, inherit=inherit)
+    if aside is not None:
+        _bring_back(repository.directory, aside.waiting)
+
+
+def _build(lens: Lens, commit: str) -> None:
+    lens.git("read-tree", commit)
+    lens.git("update-index", "-q", "--refresh", accept=(0, 1), timeout_s=_TIMEOUT_S)
+
+
+def _listed(lens: Lens, index: Path) -> set[bytes]:
+    """Return an index's paths; none if git cannot read it, for then all that is there counts as in the way."""
+    done = lens.git("ls-files", "-z", index=index, accept=(0, 128))
+    return {path for path in done.out.split(b"\0")[:-1] if _is_below(path) and not lens.left_out(path)}
+
+
+def _is_below(path: bytes) -> bool:
+    # git checks names when it adds to an index, not when it lists one that somebody else wrote.
+    parts = path.split(b"/")
+    return not any(part in (b"", b".", b"..") or part.lower() == b".git" for part in parts)
+
+
+def _clear_the_way(lens: Lens, before: set[bytes], aside: Aside) -> None:
+    """Move aside, once, what git never knew and is about to overwrite: ignored files, above all."""
+    if aside.cleared.exists():
+        return
+    differing = lens.git("ls-files", "-z", "-m").out.split(b"\0")[:-1]
+    for path in sorted(set(differing) - before):
+        folders = Folders(lens.work_tree)
+        obstacle = folders.obstacle(path) or (path if folders.mode(path) else b"")
+        if obstacle and not lens.left_out(obstacle):
+            _move(lens.work_tree, obstacle, aside.files)
+    aside.cleared.parent.mkdir(parents=True, exist_ok=True)
+    aside.cleared.touch()
+    for durable in (aside.cleared, aside.cleared.parent):
+        _fsync(durable)
+
+
+def _remove(lens: Lens, paths: Iterable[bytes]) -> None:
+    root, folders = os.fsencode(lens.work_tree), Folders(lens.work_tree)
+    for path in sorted(paths, reverse=True):
+        mode = folders.mode(path)
+        if mode and not stat.S_ISDIR(mode):
+            os.unlink(os.path.join(root, path))
+
+
+def _forget_bytecode(directory: Path, paths: Iterable[bytes], target: set[bytes]) -> None:
+    """Remove bytecode beside tracked files, and directories that are empty then: they would import as packages."""
+    root, folders = os.fsencode(directory), Folders(directory)
+    kept = {os.path.dirname(path) for path in target}
+    places = {parent for path in paths for parent in _parents(path)}
+    for place in sorted(places, reverse=True):
+        cache = os.path.join(place, b"__pycache__")
+        if cache not in kept and folders.is_real(cache):
+            shutil.rmtree(os.path.join(root, cache))
+        if place and folders.is_real(place) and not os.listdir(os.path.join(root, place)):
+            os.rmdir(os.path.join(root, place))
+
+
+def _parents(path: bytes) -> list[bytes]:
+    found = []
+    while path:
+        path = os.path.dirname(path)
+        found.append(path)
+    return found
+
+
+def _set_state_aside(repository: Repository, state: Path) -> None:
+    for name in set(BUSY) - set(_LOCKS):
+        source = repository.git_dir / name
+        if os.path.lexists(source):
+            _put(source, state, name)
+
+
+def _move(directory: Path, path: bytes, files: Path) -> None:
+    name = os.fsdecode(path)
+    _put(directory / name, files, name)
+
+
+def _put(source: Path, place: Path, name: str) -> None:
+    goal = place / name
+    if os.path.lexists(goal):  # a later file of the same name: kept too, but only the first is ever brought back
+        goal = place.with_name(f"{place.name}-{secrets.token_hex(4)}") / name
+    goal.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(source, goal)
+
+
+def _bring_back(directory: Path, waiting: Path) -> None:
+    """Put files back that an earlier switch moved aside, where nothing has taken their place."""
+    for folder, names, file_names in os.walk(waiting, topdown=True):
+        place = directory / Path(folder).relative_to(waiting)
+        for name in [*names, *file_names]:
+            if not os.path.lexists(place / name) and place.is_dir():
+                shutil.move(Path(folder) / name, place / name)
+        names[:] = [name for name in names if (Path(folder) / name).is_dir() and (place / name).is_dir()]
+
+
+def _install_index(repository: Repository, index: Path) -> None:
+    """Put our index where git's is, by git's own lock. The second name of the lock proves that it is ours."""
+    unlock(repository, alone=False)
+    ours, lock = repository.git_dir / "lych-index", repository.git_dir / "index.lock"
+    ours.unlink(missing_ok=True)
+    # The time of the index says which files are too fresh to trust their stat: it must stay what it was.
+    shutil.copy2(index, ours)
+    _fsync(ours)
+    try:
+        os.link(ours, lock)
+    except FileExistsError as error:
+        raise Refused("another git took the index", str(repository.directory), "", "locked") from error
+    lock.rename(repository.index)
+    ours.unlink()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,110 @@
+"""Run git: fixed arguments, an environment that nobody else shapes, bytes in and out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from git import Git
+from git.exc import GitCommandNotFound
+
+from lych_checkpoint.errors import Refused
+
+#: Of no consequence: git only wants somebody to name in a reflog and in a captured commit.
+_WHO = "lych_checkpoint"
+_ENVIRONMENT = {
+    "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_SYSTEM": os.devnull, "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_ATTR_NOSYSTEM": "1", "GIT_OPTIONAL_LOCKS": "0", "GIT_NO_REPLACE_OBJECTS": "1", "GIT_NO_LAZY_FETCH": "1",
+    "GIT_GRAFT_FILE": os.devnull, "GIT_TERMINAL_PROMPT": "0", "GIT_ALLOW_PROTOCOL": "none", "GIT_EDITOR": "false",
+    "GIT_ASKPASS": "false", "GIT_PAGER": "cat",
+    "GIT_AUTHOR_NAME": _WHO, "GIT_AUTHOR_EMAIL": f"{_WHO}@localhost",
+    "GIT_COMMITTER_NAME": _WHO, "GIT_COMMITTER_EMAIL": f"{_WHO}@localhost",
+}
+#: Outranks every configuration file. Most of it matters only in a repository's own git directory.
+_CONFIGURATION = {
+    "core.hooksPath": os.devnull, "core.fsmonitor": "false", "core.untrackedCache": "false",
+    "core.splitIndex": "false", "core.attributesFile": os.devnull, "core.excludesFile": os.devnull,
+    "core.sshCommand": "false", "core.alternateRefsCommand": "true", "core.quotePath": "false",
+    "core.preloadIndex": "true", "submodule.recurse": "false", "fetch.recurseSubmodules": "false",
+    "protocol.allow": "never", "gc.auto": "0", "maintenance.auto": "false", "advice.detachedHead": "false",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How git ended: exit status, stdout as it came, stderr as text."""
+
+    status: int
+    out: bytes
+    err: str
+
+
+def run(
+    git_dir: Path,
+    *arguments: str,
+    work_tree: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    configuration: Mapping[str, str] | None = None,
+    stdin: bytes | None = None,
+    accept: tuple[int, ...] = (0,),
+    timeout_s: float = 120,
+    inherit: int | None = None,
+) -> Done:
+    """Run one git command with ``GIT_DIR`` given, so that git searches no directory and asks for no owner.
+
+    Args:
+        git_dir: the git directory.
+        arguments: the command and its arguments.
+        work_tree: the working tree; also the working directory.
+        environment: added to ours.
+        configuration: added to ours.
+        stdin: what git reads.
+        accept: exit statuses that are answers.
+        timeout_s: git is killed after this.
+        inherit: a descriptor that git keeps open as long as it lives (a lock that outlives us).
+
+    Raises:
+        Refused: git is missing, or ended with another status (code ``git-failed``).
+    """
+    where = str(work_tree or git_dir)
+    place = {"GIT_DIR": str(git_dir)} | ({"GIT_WORK_TREE": str(work_tree)} if work_tree else {})
+    ours = _ENVIRONMENT | place | _configured({**_CONFIGURATION, **(configuration or {})}) | dict(environment or {})
+    # GitPython adds to the process's environment and cannot take from it; a caller's GIT_INDEX_FILE must not count.
+    strays = [name for name in os.environ if name.startswith("GIT_") and name not in ours]
+    prefix = ["env", *(part for name in strays for part in ("-u", name))] if strays else []
+    # The working directory goes to git itself: GitPython would expand `~` and `$` in it.
+    argv = [*prefix, "git", "--no-pager", "-C", where, *arguments]
+    extra: dict[str, Any] = {} if inherit is None else {"pass_fds": (inherit,)}
+    source = _memory_file(stdin) if stdin is not None else None
+    try:
+        status, out, err = cast("tuple[int, bytes, str]", Git(os.sep).execute(
+            argv, istream=source, with_extended_output=True, with_exceptions=False, stdout_as_string=False,
+            strip_newline_in_stdout=False, kill_after_timeout=timeout_s, shell=False, env=ours, **extra,
+        ))
+    except GitCommandNotFound as error:
+        raise Refused("the program git was not found", where, "install git", "program-missing") from error
+    finally:
+        if source is not None:
+            source.close()
+    if status not in accept:
+        lines = [line for line in err.splitlines() if line.strip()] or [f"exit {status}"]
+        raise Refused(f"git {arguments[0]} failed: {lines[-1].strip()}", where, "", "git-failed")
+    return Done(status, out, err)
+
+
+def _configured(configuration: Mapping[str, str]) -> dict[str, str]:
+    pairs = {"GIT_CONFIG_COUNT": str(len(configuration))}
+    for number, (key, value) in enumerate(configuration.items()):
+        pairs[f"GIT_CONFIG_KEY_{number}"], pairs[f"GIT_CONFIG_VALUE_{number}"] = key, value
+    return pairs
+
+
+def _memory_file(data: bytes) -> BinaryIO:
+    file = os.fdopen(os.memfd_create("lych-git"), "w+b")
+    file.write(data)
+    file.flush()
+    file.seek(0)
+    return file

@@ -1,0 +1,133 @@
+"""A git directory of our own through which a repository's working tree and objects are seen.
+
+The repository's configuration, hooks and attribute drivers are not in it, so nothing that they name can run: not
+fsmonitor at a status, not a filter when a racily clean file is compared, not a hook at a checkout. Attributes that
+git itself acts on (line ends, ident) still count, unless the lens is raw: then bytes are bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lych_checkpoint.repository.command import Done, run
+from lych_checkpoint.repository.configuration import Configuration
+from lych_checkpoint.repository.place import Repository
+
+_RAW = b"* -text -filter -ident -working-tree-encoding\n"
+_SPECIAL = re.compile(rb"([\\*?\[\]!# ])")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lens:
+    """One view of a working tree. ``objects`` is written to and read, ``alternates`` are read."""
+
+    git_dir: Path
+    work_tree: Path
+    objects: Path
+    index: Path
+    alternates: tuple[Path, ...] = ()
+    configuration: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    leave_out: tuple[bytes, ...] = ()
+    shallow: Path | None = None
+    inherit: int | None = None
+
+    def git(
+        self, *arguments: str, stdin: bytes | None = None, accept: tuple[int, ...] = (0,), timeout_s: float = 120,
+        protocol: str = "none", index: Path | None = None,
+    ) -> Done:
+        """Run git through this lens; see `command.run`. ``index`` replaces the lens's own."""
+        environment = {
+            "GIT_OBJECT_DIRECTORY": str(self.objects), "GIT_INDEX_FILE": str(index or self.index),
+            "GIT_ALTERNATE_OBJECT_DIRECTORIES": ":".join(_quoted(path) for path in self.alternates),
+            "GIT_ALLOW_PROTOCOL": protocol, **self.environment,
+        }
+        if self.shallow is not None:
+            environment["GIT_SHALLOW_FILE"] = str(self.shallow)
+        return run(self.git_dir, *arguments, work_tree=self.work_tree, environment=environment, stdin=stdin,
+                   configuration=self.configuration, accept=accept, timeout_s=timeout_s, inherit=self.inherit)
+
+    def left_out(self, path: bytes) -> bool:
+        """Whether ``path``, relative to the working tree, is one that is not looked at, or lies below one."""
+        return any(path.rstrip(b"/") == one or path.startswith(one + b"/") for one in self.leave_out)
+
+
+def prepare(
+    git_dir: Path, *, object_format: str, head: str, raw: bool = False, attributes: Path | None = None,
+    leave_out: Sequence[bytes] = (), shared_indexes: Sequence[Path] = (),
+) -> None:
+    """Write a minimal git directory; writing over an earlier one is fine."""
+    for folder in ("objects", "refs", "info"):
+        (git_dir / folder).mkdir(parents=True, exist_ok=True)
+    extension = f"[extensions]\n\tobjectformat = {object_format}\n" if object_format != "sha1" else ""
+    version = 1 if extension else 0
+    (git_dir / "config").write_text(f"[core]\n\trepositoryformatversion = {version}\n\tbare = false\n{extension}")
+    (git_dir / "HEAD").write_text(head + "\n")
+    own = attributes.read_bytes() if attributes is not None and attributes.is_file() else b""
+    (git_dir / "info" / "attributes").write_bytes(_RAW if raw else own)
+    patterns = (b"/" + _SPECIAL.sub(rb"\\\1", path) for path in leave_out if b"\n" not in path)
+    (git_dir / "info" / "exclude").write_bytes(b"".join(pattern + b"\n" for pattern in patterns))
+    for shared in shared_indexes:
+        link = git_dir / shared.name
+        if not link.exists():
+            link.symlink_to(shared)
+
+
+@contextmanager
+def opened(
+    repository: Repository,
+    configuration: Configuration,
+    head: str,
+    *,
+    fresh: bool = True,
+    raw: bool = False,
+    leave_out: Sequence[bytes] = (),
+    alternates: Sequence[Path] = (),
+    inherit: int | None = None,
+) -> Iterator[Lens]:
+    """Open a lens for the body of the `with`.
+
+    Args:
+        repository: whose working tree and objects are seen.
+        configuration: its line-end settings and object format.
+        head: what counts as HEAD, a commit.
+        fresh: an empty index of the lens's own; else the repository's, which is only read.
+        raw: bytes are bytes, whatever attributes say.
+        leave_out: paths relative to the working tree that are not looked at.
+        alternates: further object directories to read.
+        inherit: see `command.run`.
+    """
+    with tempfile.TemporaryDirectory(prefix="lych-lens-") as place:
+        git_dir = Path(place)
+        prepare(
+            git_dir, object_format=configuration.object_format, head=head, raw=raw, leave_out=leave_out,
+            attributes=repository.common / "info" / "attributes",
+            shared_indexes=tuple(repository.git_dir.glob("sharedindex.*")),
+        )
+        shallow = repository.common / "shallow"
+        yield Lens(
+            git_dir=git_dir, work_tree=repository.directory, objects=repository.objects,
+            index=git_dir / "index" if fresh else repository.index, alternates=tuple(alternates),
+            configuration={**({} if raw else configuration.conversions),
+                           "core.excludesFile": str(repository.common / "info" / "exclude")},
+            leave_out=tuple(leave_out), shallow=shallow if shallow.is_file() else None, inherit=inherit,
+        )
+
+
+def inside(directory: Path, paths: Sequence[Path]) -> tuple[bytes, ...]:
+    """Return those of the absolute ``paths`` that lie below ``directory``, relative to it."""
+    below = [path for path in paths if path != directory and path.is_relative_to(directory)]
+    return tuple(os.fsencode(path.relative_to(directory)) for path in below)
+
+
+def _quoted(path: Path) -> str:
+    text = str(path)
+    if ":" not in text and not text.startswith('"'):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,183 @@
+"""Read a repository without git: where its parts lie, which commit HEAD is, and a stamp that tells when it moved.
+
+This is all that runs in the window: a few small reads per repository, no process.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from lych_checkpoint.errors import Refused
+
+#: Stands for the commit of a repository that cannot be read and was kept whole instead.
+UNREADABLE = "0" * 40
+#: Files of the git directory that show another git at work or an operation half done.
+BUSY = {
+    "index.lock": "another git holds its index", "HEAD.lock": "another git holds its HEAD",
+    "MERGE_HEAD": "a merge is in progress", "CHERRY_PICK_HEAD": "a cherry-pick is in progress",
+    "REVERT_HEAD": "a revert is in progress", "rebase-merge": "a rebase is in progress",
+    "rebase-apply": "a rebase is in progress", "sequencer": "a sequence of commits is being applied",
+    "BISECT_LOG": "a bisection is in progress",
+}
+_OBJECT_ID = re.compile(rb"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+_SYMBOLIC = b"ref: "
+_MAX_DEPTH = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The commit that is checked out, and its branch (``refs/heads/`` cut off); empty when detached."""
+
+    commit: str
+    branch: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What moves when a repository does: HEAD, its ref, the index's stat, and what is in progress."""
+
+    head: bytes
+    ref: bytes
+    index: tuple[int, ...]
+    busy: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """Where a repository's parts lie; absolute. ``common`` differs from ``git_dir`` in a linked worktree."""
+
+    directory: Path
+    git_dir: Path
+    common: Path
+
+    @classmethod
+    def at(cls, directory: Path) -> Repository:
+        """Find the parts of the repository whose working tree is ``directory``; parents are not searched.
+
+        Raises:
+            Refused: there is none (``no-repository``), it is bare, or it is broken.
+        """
+        dot_git = directory / ".git"
+        try:
+            git_dir = _follow_file(dot_git) if dot_git.is_file() else dot_git
+            if not git_dir.is_dir():
+                raise _none_at(directory)
+            pointer = git_dir / "commondir"
+            common = (git_dir / os.fsdecode(pointer.read_bytes().rstrip(b"\n"))) if pointer.is_file() else git_dir
+            if (common / "reftable").is_dir():
+                raise Refused("keeps its refs in a reftable, which this release cannot read", str(directory),
+                              "git refs migrate --ref-format=files", "reftable")
+            if not ((git_dir / "HEAD").is_file() and (common / "objects").is_dir() and (common / "refs").is_dir()):
+                raise _broken(directory, "HEAD, objects or refs is missing")
+        except OSError as error:
+            raise _broken(directory, str(error)) from error
+        return cls(directory, git_dir.resolve(), common.resolve())
+
+    @property
+    def index(self) -> Path:
+        """The index file."""
+        return self.git_dir / "index"
+
+    @property
+    def objects(self) -> Path:
+        """The object directory."""
+        return self.common / "objects"
+
+    def head(self) -> Head:
+        """Return what is checked out.
+
+        Raises:
+            Refused: HEAD names a branch without a commit (``unborn``), or cannot be read (``broken``).
+        """
+        name, value = _SYMBOLIC, self._read(b"HEAD")
+        for _ in range(_MAX_DEPTH):
+            if _OBJECT_ID.fullmatch(value):
+                branch = os.fsdecode(name.removeprefix(b"refs/heads/")) if name.startswith(b"refs/heads/") else ""
+                return Head(value.decode(), branch)
+            name = value.removeprefix(_SYMBOLIC).strip()
+            if not value.startswith(_SYMBOLIC) or not name.startswith(b"refs/") or b".." in name:
+                raise _broken(self.directory, "HEAD names no commit")
+            value = self._read(name) or self._packed(name)
+            if not value:
+                raise Refused(f"the branch {os.fsdecode(name)} has no commit yet", str(self.directory),
+                              "commit something there first", "unborn")
+        raise _broken(self.directory, "HEAD goes round in circles")
+
+    def tip(self, branch: str) -> str:
+        """Return the commit of a branch, empty where there is none."""
+        name = b"refs/heads/" + os.fsencode(branch)
+        value = self._read(name) or self._packed(name)
+        return value.decode() if _OBJECT_ID.fullmatch(value) else ""
+
+    def head_is_detached_at(self, commit: str) -> bool:
+        """Whether HEAD is exactly this commit and no branch."""
+        return self._read(b"HEAD") == commit.encode()
+
+    def busy(self) -> tuple[str, ...]:
+        """Return the names of `BUSY` that are there."""
+        return tuple(name for name in BUSY if os.path.lexists(self.git_dir / name))
+
+    def stamp(self) -> Stamp:
+        """Return the stamp; two equal ones with no event between them mean that nothing moved."""
+        head = self._read(b"HEAD")
+        ref = b""
+        if head.startswith(_SYMBOLIC):
+            name = head.removeprefix(_SYMBOLIC)
+            ref = self._read(name) or repr(_stat(self.common / "packed-refs")).encode()
+        return Stamp(head, ref, _stat(self.index), self.busy())
+
+    def _read(self, name: bytes) -> bytes:
+        # HEAD, and refs that are a worktree's own, lie in its git directory; all others are shared.
+        own = name == b"HEAD" or name.startswith((b"refs/worktree/", b"refs/bisect/"))
+        try:
+            return (((self.git_dir if own else self.common) / os.fsdecode(name)).read_bytes()).strip()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return b""
+        except OSError as error:
+            raise _broken(self.directory, str(error)) from error
+
+    def _packed(self, name: bytes) -> bytes:
+        try:
+            packed = (self.common / "packed-refs").read_bytes()
+        except FileNotFoundError:
+            return b""
+        found = re.search(rb"^([0-9a-f]{40,64}) " + re.escape(name) + rb"$", packed, re.MULTILINE)
+        return found[1] if found else b""
+
+
+def _follow_file(dot_git: Path) -> Path:
+    text = dot_git.read_bytes()
+    if not text.startswith(b"gitdir: "):
+        raise OSError(f"{dot_git} is a file that names no git directory")
+    target = dot_git.parent / os.fsdecode(text.removeprefix(b"gitdir: ").rstrip(b"\n"))
+    if not target.is_dir():
+        raise OSError(f"{dot_git} names {target}, which is not there")
+    return target
+
+
+def _stat(path: Path) -> tuple[int, ...]:
+    try:
+        stat = path.stat()
+    except OSError:
+        return ()
+    return (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+def looks_bare(directory: Path) -> bool:
+    """Whether ``directory`` is itself a git directory."""
+    return all((directory / name).exists() for name in ("HEAD", "objects", "refs"))
+
+
+def _none_at(directory: Path) -> Refused:
+    if looks_bare(directory):
+        return Refused("is a bare repository: it has no working tree to save", str(directory),
+                       "name a clone with a working tree in LYCH_CORE or LYCH_EXTENSIONS", "bare")
+    return Refused("is not a git repository", str(directory),
+                   "create it there, or take it out of LYCH_CORE or LYCH_EXTENSIONS", "no-repository")
+
+
+def _broken(directory: Path, why: str) -> Refused:
+    return Refused(f"the repository is broken: {why}", str(directory), "git fsck, or restore it", "broken")

@@ -1,0 +1,130 @@
+"""What a working tree holds beside its commit: changes, paths that git was told to look away from, filters."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lych_checkpoint.errors import Refused
+from lych_checkpoint.repository.lens import Lens
+
+_WORDS = {"M": "modified", "T": "modified", "A": "added", "D": "deleted", "U": "unmerged"}
+#: What an entry of a file or symlink that git looks at begins with in `ls-files -v -s`; all else needs a word.
+_PLAIN = (b"H 100", b"H 120")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One path that is not as the commit says; ``what`` is one word."""
+
+    what: str
+    path: bytes
+
+    def __str__(self) -> str:
+        return f"{shown(self.path)} ({self.what})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tracked:
+    """What the index lists. ``hidden``: git is told not to look there. ``links``: commits of other repositories."""
+
+    files: tuple[bytes, ...]
+    hidden: tuple[bytes, ...]
+    links: tuple[bytes, ...]
+
+
+def changes(lens: Lens) -> list[Change]:
+    """Return what differs between HEAD, index and working tree, untracked files included, ignored ones not.
+
+    Raises:
+        Refused: a directory could not be read (``unreadable``), or git failed.
+    """
+    done = lens.git("status", "--porcelain=v2", "-z", "--untracked-files=all", "--ignore-submodules=all",
+                    "--no-renames", "--no-ahead-behind")
+    blind = [line for line in done.err.splitlines() if "could not open directory" in line]
+    if blind:
+        raise Refused(blind[0].removeprefix("warning: "), str(lens.work_tree), "make it readable", "unreadable")
+    return [change for change in _parsed(done.out) if not lens.left_out(change.path)]
+
+
+def _parsed(out: bytes) -> Iterator[Change]:
+    for record in out.split(b"\0")[:-1]:
+        kind = record[:1]
+        if kind == b"?":
+            yield Change("a repository that is no member" if record.endswith(b"/") else "untracked", record[2:])
+        elif kind == b"u":
+            yield Change("unmerged", record.split(b" ", 10)[10])
+        else:
+            letters = record[2:4].decode().replace(".", "")
+            yield Change(_WORDS.get(letters[-1:], "changed"), record.split(b" ", 8)[8])
+
+
+def tracked(lens: Lens) -> Tracked:
+    """List the lens's index."""
+    entries = lens.git("ls-files", "-z", "-v", "-s").out.split(b"\0")[:-1]
+    odd = [entry for entry in entries if not entry.startswith(_PLAIN)]
+    links = tuple(_path(entry) for entry in odd if entry[2:].startswith(b"160000"))
+    # A lower-case letter is assume-unchanged, S is skip-worktree.
+    hidden = tuple(_path(entry) for entry in odd if entry[:1].islower() or entry[:1] == b"S")
+    return Tracked(files=tuple(_path(entry) for entry in entries), hidden=hidden, links=links)
+
+
+def _path(entry: bytes) -> bytes:
+    return entry.partition(b"\t")[2]
+
+
+def filtered(lens: Lens) -> list[bytes]:
+    """Return the tracked paths whose bytes a filter program makes: git does not hold them as they are."""
+    return lens.git("ls-files", "-z", "--", ":(exclude,attr:!filter)").out.split(b"\0")[:-1]
+
+
+def others(lens: Lens, *, directories: bool = False) -> list[bytes]:
+    """Return untracked paths that are not ignored; a nested repository ends with ``/``.
+
+    With ``directories`` a wholly untracked directory is one entry, an empty one too.
+    """
+    shorten = ("--directory",) if directories else ()
+    found = lens.git("ls-files", "-z", "-o", "--exclude-standard", *shorten).out.split(b"\0")[:-1]
+    return [path for path in found if not lens.left_out(path)]
+
+
+class Folders:
+    """Looks at paths below one directory without following a symlink anywhere. Answers are kept: short-lived."""
+
+    def __init__(self, directory: Path) -> None:
+        self._root = os.fsencode(directory)
+        self._real: dict[bytes, bool] = {b"": True}
+
+    def is_real(self, folder: bytes) -> bool:
+        """Whether ``folder`` and all above it are directories, not symlinks to such."""
+        if folder not in self._real:
+            parent = os.path.dirname(folder)
+            self._real[folder] = self.is_real(parent) and stat.S_ISDIR(self._lstat(folder))
+        return self._real[folder]
+
+    def mode(self, path: bytes) -> int:
+        """Return ``st_mode`` of ``path`` itself; 0 where it is not there, or only by way of a symlink."""
+        return self._lstat(path) if self.is_real(os.path.dirname(path)) else 0
+
+    def obstacle(self, path: bytes) -> bytes:
+        """Return the first part of ``path`` that is there and is no real directory; empty if none."""
+        parent = os.path.dirname(path)
+        if parent and not self.is_real(parent):
+            return self.obstacle(parent)
+        mode = self._lstat(path)
+        return path if mode and not stat.S_ISDIR(mode) else b""
+
+    def _lstat(self, path: bytes) -> int:
+        try:
+            return os.lstat(os.path.join(self._root, path)).st_mode
+        except OSError:
+            return 0
+
+
+def shown(path: bytes) -> str:
+    """Return a path as one line of plain text, whatever bytes it holds."""
+    text = path.decode(errors="backslashreplace")
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
