@@ -61,6 +61,10 @@ class Federation:
         """Return core and extensions as they are on disk."""
         return body.discover(self.settings.root, self.settings.core, self.settings.extensions)
 
+    def found(self) -> tuple[body.Member, ...]:
+        """Return whatever stands where core and extensions should, sound or not."""
+        return body.find(self.settings.root, self.settings.core, self.settings.extensions)
+
     def leave_out(self) -> tuple[Path, ...]:
         """Return the paths that are ours even where they lie inside a repository."""
         return (self.settings.root / "lychd.lock", self.vault.root)

@@ -111,6 +111,7 @@ class _Work:
         self._folder = federation.vault.path(manifest.id)
         self._lock = BodyLock.loads((self._folder / "lychd.lock").read_text(), str(self._folder / "lychd.lock"))
         self._root = federation.settings.root
+        self._shadow = federation.vault.root / "shadow"
         self._phases_ms: dict[str, float] = {}
         self._since_s = time.monotonic()
         self._ended = False
@@ -156,8 +157,8 @@ class _Work:
         self._advance("closing")
         self._soul.shut_out()
         frozen.confirm()
-        displaced = body.displace(self._federation.members(), self._root, self._journal.ticket,
-                                  self._federation.vault.root / "shadow")
+        displaced = body.displace(self._federation.found(), self._root, self._journal.ticket, self._shadow,
+                                  self._federation.leave_out())
         self._advance("closing", displaced=displaced.dumps())
         self._time("close")
 
@@ -166,7 +167,7 @@ class _Work:
         self._advance("switching")
         self._soul.switch(self._journal.staged)
         body.switch(self._lock, self._root, self._journal.ticket, alone=True)
-        differences = body.verify(self._lock, self._root, self._federation.leave_out())
+        differences = body.verify(self._lock, self._root, self._federation.leave_out(), self._shadow)
         if differences:
             raise Refused(f"the body is not what was sealed: {differences[0]}", str(self._root), "", "body-differs")
         self._soul.check(self._manifest.soul, self._journal.generation, self._journal.ticket)

@@ -1,0 +1,329 @@
+"""The event orders that broke weaker designs, against a real Redis and real members."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from lych_checkpoint import freeze
+from lych_checkpoint.errors import Away, FreezeError, LockHeld, Refused
+from lych_checkpoint.lease import gone, lease, lock, marks, requests, roster
+from lych_checkpoint.lease.connection import Store
+from lych_checkpoint.process import Identity
+from lych_checkpoint.worker.barrier import Barrier
+from lych_checkpoint.worker.member import Member
+
+
+@dataclass
+class Task:
+    """What the barrier sees of a request."""
+
+    id: str
+    name: str = "work"
+
+
+class Worker:
+    """A member with its barrier, without Celery around it: the test decides when it looks."""
+
+    def __init__(self, store: Store, name: str, directory: Path, generation: int = 1) -> None:
+        self.boot = uuid.uuid4().hex
+        self.exits: list[int] = []
+        self.started: list[str] = []
+        self.stands = True
+        self.alive_file = directory / f"{self.boot}.alive"
+        self._descriptor = os.open(self.alive_file, os.O_CREAT | os.O_RDWR)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        entry = roster.Entry(name=name, boot=self.boot, pool="solo", identity=Identity.mine(),
+                             alive_file=str(self.alive_file), loaded="sha256:1", disk="", generation=generation)
+        self.member = Member(store, entry, leave=lambda code, _why: self.exits.append(code),
+                             is_ours=lambda: self.stands, disk=lambda: "sha256:1")
+        self.barrier = Barrier(self._start, exempt=lambda _name: False, places=None,
+                               may_start=self.member.may_start, wake=lambda: None, drained=self.member.say,
+                               flag=bytearray(1))
+        self.member.barrier = self.barrier
+        self.tokens: dict[str, Any] = {}
+
+    def _start(self, request: Task) -> None:
+        self.started.append(request.id)
+        pending = self.barrier.tokens.wrap(lambda *_a, **options: options)(None, correlation_id=request.id)
+        self.tokens[request.id] = pending
+
+    def end(self, task_id: str) -> None:
+        """The pool's callback of a task."""
+        self.tokens.pop(task_id)["callback"]()
+
+    def die(self) -> None:
+        """End without a word, as kill -9 does."""
+        os.close(self._descriptor)
+
+
+@pytest.fixture
+def store(redis_url: str) -> Iterator[Store]:
+    made = Store(redis_url, uuid.uuid4().hex)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def worker(store: Store, tmp_path: Path) -> Callable[..., Worker]:
+    return lambda name="one", **more: Worker(store, name, tmp_path, **more)
+
+
+def terms(**changes: Any) -> freeze.Terms:
+    """A freeze's terms, impatient ones."""
+    return freeze.Terms(**{"mode": "checkpoint", "reason": "a test", "lease_s": 5.0, "ack_timeout_s": 1.0,
+                           "drain_timeout_s": 1.0, "gone_after_s": 300.0, **changes})
+
+
+def silent(_act: str) -> None:
+    """A control bell that nobody hears."""
+
+
+def test_closed_drained_and_confirmed(store: Store, worker: Callable[..., Worker]) -> None:
+    one = worker()
+    one.member.look()
+    gone.settle(store)
+    one.barrier.admit(Task("before"))
+    with freeze.thawing(store, terms(), silent) as (frozen, thaw):
+        one.member.look()
+        frozen.wait_for_acks()
+        one.barrier.admit(Task("held"))
+        assert one.started == ["before"]
+        with pytest.raises(FreezeError, match="before"):
+            frozen.drain()
+        one.end("before")  # the callback acks at once; no look is needed
+        frozen.drain()
+        frozen.confirm()
+        facts = thaw()
+    assert facts.workers == ("one",)
+    one.member.look()
+    one.barrier.let_go()
+    assert one.started == ["before", "held"]
+
+
+def test_ack_after_an_opening_by_expiry_is_broken_for_good(store: Store, worker: Callable[..., Worker]) -> None:
+    one = worker()
+    one.member.look()
+    gone.settle(store)
+    with pytest.raises(FreezeError, match="opened in between"), \
+            freeze.thawing(store, terms(lease_s=1.0), silent) as (frozen, _thaw):
+        one.member.look()
+        frozen.wait_for_acks()
+        frozen.drain()
+        lease.renew(store, frozen.token, 30)  # W does not see this in time
+        time.sleep(1.1)
+        one.member.tick()  # awake all the time, only cut off
+        one.member.overdue()
+        one.barrier.admit(Task("slipped"))
+        assert one.started == ["slipped"]
+        one.end("slipped")
+        one.member.look()  # sees the renewal, closes and acks again
+        frozen.drain()
+        frozen.confirm()
+
+
+def test_worker_that_registers_late_is_looked_at_too(store: Store, worker: Callable[..., Worker]) -> None:
+    worker().member.look()
+    gone.settle(store)
+    late = worker("late")
+    with pytest.raises(FreezeError, match="late: no ack"), \
+            freeze.thawing(store, terms(ack_timeout_s=0.5), silent) as (frozen, _thaw):
+        for boot in roster.entries(store):
+            roster.ack(store, frozen.epoch, frozen.token, boot,
+                       roster.Ack(in_flight=(), tasks={}, exempt=(), broken=False))
+        frozen.wait_for_acks()
+        frozen.drain()
+        roster.beat(store, late.member._described(), "")
+        frozen.confirm()
+
+
+def test_worker_asleep_through_a_wipe_starts_nothing_before_it_looked(
+    store: Store, worker: Callable[..., Worker], redis_url: str
+) -> None:
+    one = worker()
+    one.member.look()
+    redis.Redis.from_url(redis_url).flushall()
+    one.stands = False  # a restore came while it slept
+    one.member._ticked_s -= roster.LICENCE_S * 2
+    one.barrier.admit(Task("stale"))
+    assert one.started == []
+    assert one.exits == [75]
+
+
+def test_slept_worker_goes_on_when_nothing_happened(store: Store, worker: Callable[..., Worker]) -> None:
+    one = worker()
+    one.member.look()
+    one.member._ticked_s -= roster.LICENCE_S * 2
+    one.barrier.admit(Task("fresh"))
+    assert one.started == ["fresh"]
+
+
+def test_worker_frozen_for_a_restore_never_thaws_by_absence(store: Store, worker: Callable[..., Worker]) -> None:
+    one = worker()
+    one.member.look()
+    gone.settle(store)
+    lease.take(store, mode="restore", reason="a test", coordinator={}, lowest_epoch=0, lease_s=1)
+    one.member.look()
+    assert one.member.frozen
+    time.sleep(1.1)
+    one.member.look()
+    one.barrier.admit(Task("never"))
+    assert one.exits == [75]
+    assert one.started == []
+
+
+def test_worker_frozen_for_a_restore_thaws_by_its_token(store: Store, worker: Callable[..., Worker]) -> None:
+    one = worker()
+    one.member.look()
+    taken = lease.take(store, mode="restore", reason="a test", coordinator={}, lowest_epoch=0, lease_s=5)
+    one.member.look()
+    lease.drop(store, taken.token)
+    one.member.look()
+    one.barrier.admit(Task("after"))
+    assert (one.exits, one.started) == ([], ["after"])
+
+
+def test_worker_frozen_for_a_restore_leaves_when_redis_is_away(
+    worker: Callable[..., Worker], store: Store, tmp_path: Path
+) -> None:
+    one = worker()
+    one.member.look()
+    lease.take(store, mode="restore", reason="a test", coordinator={}, lowest_epoch=0, lease_s=30)
+    one.member.look()
+    one.member._store = Store("redis://127.0.0.1:1/0", store.keys.uuid)
+    for _ in range(2):
+        with pytest.raises(Away):
+            one.member.look()
+        one.member.overdue()
+    assert one.exits == [75]
+
+
+def test_worker_that_registers_while_a_restore_closes_leaves(store: Store, worker: Callable[..., Worker]) -> None:
+    marks.mark_journal(store, "closing")
+    one = worker()
+    one.member.look()
+    assert one.exits == [75]
+
+
+def test_worker_of_an_older_generation_leaves(store: Store, worker: Callable[..., Worker]) -> None:
+    marks.mark_restored(store, 7)
+    older, newer = worker("older", generation=6), worker("newer", generation=7)
+    older.member.look()
+    newer.member.look()
+    assert (older.exits, newer.exits) == ([75], [])
+
+
+def test_dead_worker_is_gone_only_by_proof(store: Store, worker: Callable[..., Worker]) -> None:
+    one, two = worker("one"), worker("two")
+    one.member.look()
+    two.member.look()
+    time.sleep(roster.LICENCE_S + 0.2)
+    assert gone.gone(store, roster.entries(store), 300) == {}  # silent, but its processes live
+    one.die()
+    assert list(gone.gone(store, roster.entries(store), 300)) == [one.boot]
+    two.die()
+
+
+def test_nobody_thaws_or_renews_without_the_token(store: Store) -> None:
+    taken = lease.take(store, mode="checkpoint", reason="", coordinator={}, lowest_epoch=0, lease_s=1)
+    assert lease.drop(store, "guess")[0] is False
+    assert lease.renew(store, "guess", 60) is False
+    with pytest.raises(FreezeError, match="in force"):
+        lease.take(store, mode="checkpoint", reason="", coordinator={}, lowest_epoch=0, lease_s=1)
+    time.sleep(1.1)
+    assert lease.renew(store, taken.token, 60) is False  # a renewal never creates
+    assert lease.read(store) is None
+
+
+def test_epoch_only_grows_even_through_a_wipe(store: Store, redis_url: str) -> None:
+    first = lease.take(store, mode="checkpoint", reason="", coordinator={}, lowest_epoch=0, lease_s=1)
+    redis.Redis.from_url(redis_url).flushall()
+    known = first.epoch + 5_000_000_000
+    second = lease.take(store, mode="checkpoint", reason="", coordinator={}, lowest_epoch=known, lease_s=1)
+    assert second.epoch == known + 1
+
+
+def test_lost_lease_cannot_be_confirmed(store: Store, worker: Callable[..., Worker], redis_url: str) -> None:
+    one = worker()
+    one.member.look()
+    gone.settle(store)
+    with pytest.raises(FreezeError, match="not ours any more"), \
+            freeze.thawing(store, terms(), silent) as (frozen, _thaw):
+        one.member.look()
+        frozen.wait_for_acks()
+        frozen.drain()
+        redis.Redis.from_url(redis_url).flushall()
+        frozen.confirm()
+
+
+def test_freshly_emptied_roster_is_not_trusted(store: Store) -> None:
+    taken = lease.take(store, mode="checkpoint", reason="", coordinator={}, lowest_epoch=0, lease_s=5)
+    _at, problems = roster.confirm(store, taken.token, taken.epoch, set(), set())
+    assert problems == ["roster: Redis was emptied a moment ago"]
+
+
+def test_parked_task_counts_as_drained_and_wakes_only_outside_a_freeze(
+    store: Store, worker: Callable[..., Worker]
+) -> None:
+    one, other = worker(), worker("other")
+    one.member.look()
+    gone.settle(store)
+    one.barrier.admit(Task("parks"))
+    requests.park(store, "parks", other.boot, "work")  # another worker's record does not count for this one
+    with freeze.thawing(store, terms(drain_timeout_s=0.3), silent) as (frozen, _thaw):
+        one.member.look()
+        frozen.wait_for_acks()
+        with pytest.raises(FreezeError, match="parks"):
+            frozen.drain()
+        requests.park(store, "parks", one.boot, "work")
+        frozen.drain()
+        frozen.confirm()
+        assert requests.unpark(store, "parks") is False
+    assert requests.unpark(store, "parks") is True
+
+
+def test_workers_of_different_code_are_not_one_body(store: Store, worker: Callable[..., Worker]) -> None:
+    one, two = worker("one"), worker("two")
+    two.member._entry = replace(two.member._entry, loaded="sha256:2")
+    one.member.look()
+    two.member.look()
+    gone.settle(store)
+    with pytest.raises(Refused, match="different code"), freeze.thawing(store, terms(), silent) as (frozen, _thaw):
+        one.member.look()
+        two.member.look()
+        frozen.wait_for_acks()
+        frozen.drain()
+        frozen.check_one_body()
+
+
+def test_lock_is_held_once_and_a_dead_owner_is_taken_over(store: Store) -> None:
+    with lock.held(store, "create"):
+        assert lock.owner(store) == "create"
+        with pytest.raises(LockHeld, match="create runs as pid"), lock.held(store, "restore"):
+            pass
+    pid = os.fork()
+    if pid == 0:
+        with lock.held(Store(f"redis://{store.client.connection_pool.connection_kwargs['host']}:"
+                             f"{store.client.connection_pool.connection_kwargs['port']}/0", store.keys.uuid), "create"):
+            os._exit(0)  # dies with the lock in Redis
+    os.waitpid(pid, 0)
+    assert lock.owner(store) == "create"
+    with lock.held(store, "restore"):
+        assert lock.owner(store) == "restore"
+
+
+def test_redis_away_is_an_error_of_ours() -> None:
+    nowhere = Store("redis://127.0.0.1:1/0", "x")
+    with pytest.raises(Away) as caught:
+        nowhere.now_ms()
+    assert caught.value.exit_code == 75
+    assert "127.0.0.1:1" in caught.value.where
