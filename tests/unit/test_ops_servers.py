@@ -110,8 +110,7 @@ def test_servers_die_with_a_killed_run(server_directory: Path) -> None:
         time.sleep(0.02)
     assert not is_alive(int(first))
     assert not is_alive(int(second))
-    (Path(scratch) / "s").rmdir()
-    Path(scratch).rmdir()
+    shutil.rmtree(scratch)
 
 
 def test_nobody_else_can_listen_in_its_place(redis_node: RedisNode) -> None:
