@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 from lych_checkpoint import body, broadcast, freeze, journal, seal, witness
 from lych_checkpoint.database import connect
 from lych_checkpoint.errors import CheckpointError, LockHeld, Refused, RestoreOpen
-from lych_checkpoint.federation import Federation, Ground
+from lych_checkpoint.federation import Federation
 from lych_checkpoint.lease import gone, lock, requests, roster
 from lych_checkpoint.lease.connection import Store
 from lych_checkpoint.manifest import FreezeFacts, Manifest, SoulFacts
@@ -135,7 +135,8 @@ def _write(
     facts: FreezeFacts, request: Request, warnings: list[str],
 ) -> Manifest:
     """Write `lychd.lock` and the bundles, and say everything that the seal will cover."""
-    created_at = datetime.fromtimestamp(facts.frozen_at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    moment = datetime.fromtimestamp(facts.frozen_at, UTC)
+    created_at = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     body_lock = body.lock_of(scan, checkpoint_id, created_at)
     write_atomic(partial / "lychd.lock", body_lock.dumps().encode())
     body.bundle(scan, checkpoint_id, partial / "body")
@@ -177,7 +178,7 @@ def _preflight(federation: Federation, store: Store, app: Any) -> None:
         strangers = broadcast.answering(app) - {entry.name for entry in roster.entries(store).values()}
         if strangers:
             raise Refused(
-                f"the worker {sorted(strangers)[0]} answers ping and is not in the roster: it would not freeze",
+                f"the worker {min(strangers)} answers ping and is not in the roster: it would not freeze",
                 "workers", "start it with lych_checkpoint.install(app), or stop it", "stranger",
             )
 

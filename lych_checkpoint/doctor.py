@@ -67,9 +67,8 @@ def _vault(federation: Federation) -> Iterator[Finding]:
         yield Finding(check="vault", state=WARNING, what=f"the signing key {key} is readable by others",
                       mend=f"chmod 600 {key}")
     if key.is_relative_to(federation.vault.root):
-        yield Finding(check="vault", state=WARNING,
-                      what="the signing key lies in the vault: it guards against accident, not against who can write there",
-                      mend="set LYCH_SIGNING_KEY to a file elsewhere")
+        what = "the signing key lies in the vault: it guards against accident, not against who can write there"
+        yield Finding(check="vault", state=WARNING, what=what, mend="set LYCH_SIGNING_KEY to a file elsewhere")
     entry = journal.read(federation.vault)
     if entry is not None:
         yield Finding(check="vault", state=FAULT, what=f"a restore is {entry.phase}", mend="lych-checkpoint recover",
@@ -81,8 +80,8 @@ def _redis(federation: Federation) -> Iterator[Finding]:
     facts = store.facts()
     yield Finding(check="redis", state=OK, what=f"{store.where} answers, version {facts['redis_version']}")
     if not int(facts.get("aof_enabled", 0)) and not facts.get("saves"):
-        yield Finding(check="redis", state=WARNING, what="it keeps nothing on disk: a restart forgets freezes and messages",
-                      mend="set `appendonly yes`")
+        what = "it keeps nothing on disk: a restart forgets freezes and messages"
+        yield Finding(check="redis", state=WARNING, what=what, mend="set `appendonly yes`")
     if facts.get("maxmemory_policy", "noeviction") != "noeviction":
         yield Finding(check="redis", state=WARNING, what=f"it may evict a lease ({facts['maxmemory_policy']})",
                       mend="set `maxmemory-policy noeviction`")

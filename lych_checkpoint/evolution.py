@@ -51,7 +51,7 @@ class EvolutionTask(Task):  # type: ignore[type-arg]
                                 boot=plugin.boot),
             self.app,
         )
-        self.request.lych_checkpoint = document["id"]
+        self.request.lych_checkpoint = document["id"]  # type: ignore[attr-defined]  # a Context takes any attribute
         # `run`, as Celery's documentation has it: the base's `__call__` would push a second, empty request.
         try:
             result = self.run(*args, **kwargs)

@@ -116,7 +116,7 @@ def install(app: Celery) -> Plugin:
     app.on_after_configure.connect(_after_configure, weak=False)
     signals.beat_init.connect(_check_for_beat(plugin), weak=False)
     logger.debug("Control command %s is answered", control.BELL)
-    if app.configured:
+    if app.configured:  # type: ignore[attr-defined]  # missing in the stubs
         plugin.take_fingerprint()
     else:
         _early_fingerprint(plugin)
@@ -185,7 +185,8 @@ def read_schedule(text: str) -> Any:
 def _conf(app: Celery) -> dict[str, Any]:
     """Return what of the app's configuration concerns us: `lych_*` in lower case, and the broker's URL."""
     found: dict[str, Any] = {"broker_url": app.conf.broker_url}
-    for mapping in reversed(app.conf.maps):
+    maps: list[Any] = list(app.conf.maps or [])
+    for mapping in reversed(maps):
         for key in mapping:
             name = str(key).lower().removeprefix((app.conf.prefix or "").lower())
             if name.startswith("lych_"):

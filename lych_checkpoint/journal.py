@@ -1,0 +1,106 @@
+"""The journal of the one restore that may be open: how far it is, written before each step."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from lych_checkpoint.drivers.base import Evidence
+from lych_checkpoint.errors import LockHeld, Refused
+from lych_checkpoint.manifest import RELEASE, VERSION, canonical, read_record
+from lych_checkpoint.vault import Vault, flush_directory, write_atomic
+
+_FILE = "journal.json"
+PHASES = ("staging", "closing", "switching", "done")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Journal:
+    """One restore.
+
+    ``ticket`` names what is staged, and later the safety checkpoint; ``generation`` is what the soul will have;
+    ``staged`` is the driver's evidence; ``displaced`` is the text of the lock of the body that goes.
+    """
+
+    checkpoint: str
+    ticket: str
+    generation: int
+    epoch: int
+    phase: str = "staging"
+    staged: Evidence = field(default_factory=dict)
+    displaced: str = ""
+
+
+@contextmanager
+def held(vault: Vault) -> Iterator[None]:
+    """Hold the vault's restore lock; the kernel drops it when this process and all its children are dead.
+
+    The descriptor is inherited on purpose: an orphaned git that still writes keeps `recover` waiting outside.
+
+    Raises:
+        LockHeld: another restore or recover works on this vault.
+    """
+    vault.open()
+    descriptor = os.open(vault.root / "run" / "restore.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        os.set_inheritable(descriptor, True)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LockHeld("a restore or recover works on this vault", str(vault.root), "wait for it") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def read(vault: Vault) -> Journal | None:
+    """Return the open restore, or None.
+
+    Raises:
+        Damage: the journal cannot be read, or a newer release wrote it.
+    """
+    record = vault.read_record(_FILE)
+    if record is None:
+        return None
+    plain = {name: value for name, value in record.items() if name not in ("version", "release")}
+    return Journal(**read_record(Journal, plain, str(vault.root / _FILE)))
+
+
+def begin(vault: Vault, *, checkpoint: str, ticket: str, generation: int, epoch: int) -> Journal:
+    """Open the journal of a new restore; durable when this returns."""
+    return _write(vault, Journal(checkpoint=checkpoint, ticket=ticket, generation=generation, epoch=epoch))
+
+
+def advance(vault: Vault, phase: str, **facts: Any) -> Journal:
+    """Write the next phase, or more facts of the same one, before the step that they announce.
+
+    Raises:
+        Refused: no restore is open, or the phase would go back.
+    """
+    known = read(vault)
+    if known is None:
+        raise Refused("no restore is open", str(vault.root / _FILE), "", "no-journal")
+    if PHASES.index(phase) < PHASES.index(known.phase):
+        raise Refused(f"a restore that is {known.phase} cannot be {phase} again", str(vault.root / _FILE), "",
+                      "journal-order")
+    return _write(vault, replace(known, phase=phase, **facts))
+
+
+def close(vault: Vault, outcome: str) -> None:
+    """End the open restore and keep its record, with how it ended, in the vault's notes."""
+    known = read(vault)
+    if known is None:
+        return
+    kept = vault.root / "notes" / f"restore-{known.ticket}.json"
+    write_atomic(kept, canonical({"version": VERSION, "release": RELEASE, **asdict(known), "outcome": outcome}))
+    (vault.root / _FILE).unlink()
+    flush_directory(vault.root)
+
+
+def _write(vault: Vault, entry: Journal) -> Journal:
+    write_atomic(vault.root / _FILE, canonical({"version": VERSION, "release": RELEASE, **asdict(entry)}))
+    return entry

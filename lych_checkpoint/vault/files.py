@@ -1,0 +1,79 @@
+"""Write so that a crash leaves the old file or the new one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from lych_checkpoint.errors import Away, Refused
+
+
+@contextmanager
+def writing(where: Path) -> Iterator[None]:
+    """Turn the file system's errors into ours.
+
+    Raises:
+        Refused: no room, no permission, or a read-only file system.
+        Away: the directory is not there.
+    """
+    try:
+        yield
+    except OSError as error:
+        name = error.filename or str(where)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise Refused("there is no room left", str(name), "make room, then try again", "vault-full") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise Refused(f"cannot be written: {error.strerror}", str(name), "run as the vault's owner",
+                          "vault-unwritable") from error
+        raise Away(f"cannot be reached: {error.strerror}", str(name), "mount or set LYCH_VAULT, then `lych-checkpoint "
+                   "init`", "vault-away") from error
+
+
+def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Replace ``path`` by ``data`` in one step that survives a crash: write aside, fsync, rename, fsync the directory.
+
+    Raises:
+        Refused, Away: as `writing`; the old file stands.
+    """
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with writing(path):
+        try:
+            descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(descriptor)
+            aside.replace(path)
+            flush_directory(path.parent)
+        except OSError:
+            with suppress(OSError):
+                aside.unlink()
+            raise
+
+
+def flush_directory(path: Path) -> None:
+    """Make the names in a directory durable; a rename alone is not."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_tree(root: Path) -> None:
+    """Make every file and directory below ``root`` durable and ours alone: files 0600, directories 0700."""
+    for folder, _names, files in os.walk(root, topdown=False):
+        for name in files:
+            path = Path(folder, name)
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                os.fchmod(descriptor, 0o600)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        Path(folder).chmod(0o700)
+        flush_directory(Path(folder))
