@@ -6,10 +6,12 @@ import os
 import pwd
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lych_checkpoint.errors import Refused
 
@@ -78,10 +80,66 @@ def run(
     except subprocess.TimeoutExpired as error:
         raise Refused(f"{program} did not end within {timeout_s:g} s", program, mend, "program-slow") from error
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit {done.returncode}"]
-        what = f"{program} failed with {done.returncode}: {lines[-1].strip()}"
-        raise Refused(what, program, mend, "program-failed")
+        raise _failed(program, done.returncode, done.stderr, mend)
     return str(done.stdout)
+
+
+class Running:
+    """A program that runs beside us. Made by `spawned`."""
+
+    def __init__(self, child: subprocess.Popen[bytes], program: str, complaints: IO[bytes]) -> None:
+        self._child, self._program, self._complaints = child, program, complaints
+
+    @property
+    def ended(self) -> bool:
+        """Whether the program has ended, well or badly."""
+        return self._child.poll() is not None
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Wait for the program's good end.
+
+        Raises:
+            Refused: it failed (its last stderr line is quoted), or did not end within ``timeout_s``.
+        """
+        try:
+            code = self._child.wait(timeout_s)
+        except subprocess.TimeoutExpired as error:
+            raise Refused(f"{self._program} did not end within {timeout_s:g} s", self._program, "",
+                          "program-slow") from error
+        if code:
+            self._complaints.seek(0)
+            raise _failed(self._program, code, self._complaints.read().decode(errors="replace"), "")
+
+
+@contextmanager
+def spawned(
+    argv: Sequence[str | Path], *, environment: Mapping[str, str] | None = None, umask: int = 0o077
+) -> Iterator[Running]:
+    """Run ``argv`` beside us for the length of the block; killed at its end if it still runs.
+
+    Raises:
+        Refused: the program is missing.
+    """
+    program = Path(argv[0]).name
+    with tempfile.TemporaryFile() as complaints:  # a file, since nobody drains a pipe while the window runs
+        try:
+            child = subprocess.Popen(
+                [str(part) for part in argv], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=complaints,
+                env={**os.environ, **(environment or {})}, umask=umask,
+            )
+        except FileNotFoundError as error:
+            raise Refused(f"the program {argv[0]} was not found", program, "", "program-missing") from error
+        try:
+            yield Running(child, program, complaints)
+        finally:
+            if child.poll() is None:
+                child.kill()
+            child.wait()
+
+
+def _failed(program: str, code: int, complaints: str, mend: str) -> Refused:
+    lines = [line for line in complaints.splitlines() if line.strip()] or [f"exit {code}"]
+    return Refused(f"{program} failed with {code}: {lines[-1].strip()}", program, mend, "program-failed")
 
 
 @dataclass(frozen=True, slots=True)

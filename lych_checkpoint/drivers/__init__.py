@@ -1,0 +1,55 @@
+"""The soul's drivers: which there are, and which fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from lych_checkpoint.drivers.base import Driver, Ground
+from lych_checkpoint.drivers.btrfs import BtrfsDriver
+from lych_checkpoint.drivers.dump import DumpDriver
+from lych_checkpoint.errors import CheckpointError, Refused
+
+#: In the order in which `auto` tries them: the shortest window first.
+DRIVERS: Mapping[str, Callable[[Ground], Driver]] = MappingProxyType({"btrfs": BtrfsDriver, "dump": DumpDriver})
+
+
+def reports(ground: Ground) -> list[tuple[str, str | None]]:
+    """Return every driver with None if it fits, else its reason."""
+    return [(name, _reason(make(ground))) for name, make in DRIVERS.items()]
+
+
+def select(ground: Ground, wanted: str) -> Driver:
+    """Return the driver ``wanted``, or with ``auto`` the first that fits.
+
+    Raises:
+        Refused: it does not fit, or none does (code ``driver-unavailable``).
+        Away: the server cannot be asked.
+    """
+    reasons = []
+    for name in DRIVERS if wanted == "auto" else [wanted]:
+        driver = named(ground, name)
+        reason = driver.probe()
+        if reason is None:
+            return driver
+        reasons.append(f"{name}: {reason}")
+    raise Refused("; ".join(reasons), "LYCH_DRIVER", "lych-checkpoint doctor", "driver-unavailable")
+
+
+def named(ground: Ground, name: str) -> Driver:
+    """Return the driver of that name, unasked whether it fits.
+
+    Raises:
+        Refused: this release has none of that name (code ``driver-unavailable``).
+    """
+    if name not in DRIVERS:
+        raise Refused(f"there is no driver {name!r}", "LYCH_DRIVER", f"use one of {', '.join(DRIVERS)}",
+                      "driver-unavailable")
+    return DRIVERS[name](ground)
+
+
+def _reason(driver: Driver) -> str | None:
+    try:
+        return driver.probe()
+    except CheckpointError as error:
+        return str(error)

@@ -28,15 +28,23 @@ class Ground:
 class Driver(Protocol):
     """Captures the soul in a freeze and brings it back.
 
-    Capture: ``prepare`` → ``capture`` → ``finish``, or ``abort`` from any point. Restore: ``stage`` → ``opened`` →
-    ``shut_out`` → ``switch`` → ``let_in``. All from ``stage`` on is idempotent: after a kill the same call with the
-    same evidence goes on where it was, and ``switch_back`` undoes a switch, whole or half.
+    Capture: ``prepare`` → ``capture`` → ``finish``, or ``abort`` from any point. Restore: ``plan_stage`` →
+    ``stage`` → ``opened`` → ``shut_out`` → ``switch`` → ``let_in`` → ``displaced``. All from ``stage`` on is
+    idempotent: after a kill the same call with the same evidence goes on where it was, and ``switch_back`` undoes a
+    switch, whole or half, even after ``displaced``.
     """
 
     name: str
 
     def probe(self) -> str | None:
-        """Return None if this driver can work here, else the reason and what would make it so."""
+        """Return None if this driver can work here, else the reason and what would make it so.
+
+        Raises:
+            Away: the server cannot be asked.
+        """
+
+    def preflight(self) -> list[str]:
+        """Refuse what this driver would capture wrongly now; return warnings for the manifest."""
 
     def prepare(self, checkpoint: str, into: Path) -> None:
         """Do all that can be done before the freeze: connect, CHECKPOINT, flush. ``into`` is the `soul/` folder."""
@@ -53,6 +61,9 @@ class Driver(Protocol):
     def verify(self, evidence: Evidence, folder: Path, *, deep: bool = False) -> list[str]:
         """Return each damage in one sentence; the files' digests were checked by the caller."""
 
+    def plan_stage(self, evidence: Evidence, ticket: str) -> Evidence:
+        """Say what `stage` will make, before it does: enough for `discard_stage` after a kill in its middle."""
+
     def stage(self, evidence: Evidence, folder: Path, ticket: str) -> Evidence:
         """Bring the data back aside, invisible. ``ticket`` names this restore; the result goes into the journal."""
 
@@ -60,7 +71,7 @@ class Driver(Protocol):
         """Give a connection URL to the staged data, and leave it stopped cleanly afterwards."""
 
     def shut_out(self) -> None:
-        """Keep every other client off the live data, and end those that are on it."""
+        """Keep every other client off the live data, where that can be had without stopping the server."""
 
     def let_in(self) -> None:
         """Undo `shut_out` for whatever data is live now."""
@@ -75,7 +86,10 @@ class Driver(Protocol):
         """Return the evidence under which the displaced data can be sealed as a checkpoint of this driver."""
 
     def discard_stage(self, staged: Evidence) -> None:
-        """Remove staged data that was never switched, or was switched back."""
+        """Remove staged data that was never switched, or was switched back; never what is live or was displaced."""
 
     def discard(self, evidence: Evidence) -> None:
         """Remove what a checkpoint keeps outside its own directory."""
+
+    def standing(self) -> list[str]:
+        """Return what is odd about the live server's place, each in one sentence."""

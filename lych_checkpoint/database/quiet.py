@@ -1,0 +1,113 @@
+"""The proof that nobody writes, and the fence that makes it so.
+
+Two readings frame the capture. A transaction that ended between them changes `pg_current_snapshot()`; one that still
+runs at the second is found by its xid, for the snapshot's text does not show an xid above all that have ended.
+Prepared transactions have no session. A `nextval` from preallocated values changes neither: sequences are compared
+by value besides. LSNs prove nothing: reading writes hint bits, and idle servers log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import psycopg
+from psycopg.sql import SQL, Identifier
+
+from lych_checkpoint.database.connection import Connection, place, rows
+from lych_checkpoint.errors import Refused
+
+#: Longest wait of the fence for transactions that already write; above deadlock_timeout, at which autovacuum yields.
+_FENCE_WAIT_MS = 2_000
+#: Oids below are the server's own catalogs.
+_FIRST_USER_OID = 16_384
+_XID_MASK = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """One look: the snapshot's text, and whoever writes, each in words."""
+
+    snapshot: str
+    writers: tuple[str, ...]
+
+
+def look(connection: Connection, ours: Collection[int] = ()) -> Reading:
+    """Read who writes on this server, whatever the database; idle sessions and those that only read do not.
+
+    Whoever holds an xid writes; so does whoever holds a write lock on a table or sequence, though it may not have
+    come to its first row yet. Autovacuum changes no row's content and is no writer.
+
+    Args:
+        connection: in autocommit, so that each statement sees the present.
+        ours: pids of our own sessions.
+    """
+    found = rows(connection, """
+        SELECT a.pid, a.usename, a.application_name, a.datname, a.backend_type, a.backend_xid::text::bigint
+        FROM pg_stat_activity a
+        WHERE a.backend_xid IS NOT NULL OR a.pid IN (
+            SELECT l.pid FROM pg_locks l
+            WHERE l.granted AND l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND l.relation >= %s)
+        UNION ALL
+        SELECT NULL, owner, gid, database, 'prepared', transaction::text::bigint FROM pg_prepared_xacts""",
+                 (_FIRST_USER_OID,))
+    snapshot = str(rows(connection, "SELECT pg_current_snapshot()::text")[0][0])
+    writers, known = [], set()
+    for pid, user, name, database, kind, xid in found:
+        known.add(xid)
+        if pid in ours or kind == "autovacuum worker":
+            continue
+        if kind == "prepared":
+            writers.append(f"prepared transaction {name!r} of user {user} in database {database}")
+        else:
+            writers.append(f"pid {pid}, user {user}, application {name or kind!r}, database {database}")
+    unnamed = [xid for xid in _in_progress(snapshot) if xid & _XID_MASK not in known]
+    writers += [f"transaction {xid} of an unknown session" for xid in unnamed]
+    return Reading(snapshot=snapshot, writers=tuple(dict.fromkeys(writers)))
+
+
+def flush(connection: Connection) -> None:
+    """Write an empty commit that waits for the disk: commits that did not wait are on it afterwards too.
+
+    Takes an xid, so it comes before the first reading. Waits for this server's disk only, not for its standbys.
+    """
+    with connection.transaction():
+        rows(connection, "SET LOCAL synchronous_commit TO local")
+        rows(connection, "SELECT pg_logical_emit_message(true, 'lych', 'flush')")
+
+
+def fence(connection: Connection) -> None:
+    """Begin a transaction that keeps everybody from writing to this database's tables; readers pass.
+
+    The fence is the transaction: `rollback`, or the end of the connection, drops it.
+
+    Raises:
+        Refused: a transaction that writes did not end in time (code ``writers``), or the role may not lock a table.
+    """
+    tables = rows(connection, """
+        SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND n.nspname <> 'information_schema'
+            AND c.oid >= %s AND NOT c.relispartition
+        ORDER BY c.oid""", (_FIRST_USER_OID,))
+    rows(connection, "BEGIN")
+    if not tables:
+        return
+    rows(connection, SQL("SET LOCAL lock_timeout TO {}").format(_FENCE_WAIT_MS))
+    names = SQL(", ").join(Identifier(*table) for table in tables)
+    try:
+        rows(connection, SQL("LOCK TABLE {} IN EXCLUSIVE MODE").format(names))
+    except psycopg.errors.LockNotAvailable as error:
+        drop_fence(connection)
+        named = look(connection, {connection.info.backend_pid}).writers
+        raise Refused(f"the fence waited {_FENCE_WAIT_MS / 1000:g} s for {named[0] if named else 'a lock'}",
+                      place(connection), "end that transaction", "writers") from error
+
+
+def drop_fence(connection: Connection) -> None:
+    """Let everybody write again."""
+    rows(connection, "ROLLBACK")
+
+
+def _in_progress(snapshot: str) -> list[int]:
+    listed = snapshot.rpartition(":")[2]
+    return [int(xid) for xid in listed.split(",") if xid]

@@ -1,0 +1,163 @@
+"""Btrfs through the kernel: no program to start in the window, no library to install.
+
+Directories are given by descriptor and names are single components, so that no symlink that the data's owner plants
+leads root astray. All calls raise OSError.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import shutil
+import struct
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+_SNAP_CREATE_V2 = 0x50009417
+_SNAP_DESTROY = 0x5000940F
+_SUBVOL_GETFLAGS = 0x80089419
+_SUBVOL_SETFLAGS = 0x4008941A
+_GET_SUBVOL_INFO = 0x81F8943C
+_FS_INFO = 0x8400941F
+_GETFLAGS = 0x80086601
+_READ_ONLY = 1 << 1
+_NO_COW = 0x00800000
+_ARGS_V2 = struct.Struct("=qQQ32s4040s")
+_ARGS = struct.Struct("=q4088s")
+#: treeid, name, parent_id, dirid, generation, flags, uuid, parent_uuid, received_uuid; the rest is not needed.
+_INFO = struct.Struct("=Q256sQQQQ16s16s16s")
+_INFO_BYTES = 504
+#: The inode number of every subvolume's top directory.
+_TOP = 256
+_RENAME_EXCHANGE = 2
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subvolume:
+    """What the kernel says of a subvolume. ``generation`` is the transaction that last changed it."""
+
+    uuid: str
+    parent_uuid: str
+    generation: int
+    read_only: bool
+
+
+@contextmanager
+def directory(path: str | Path, *, inside: int | None = None) -> Iterator[int]:
+    """Yield a descriptor of a directory; a symlink in its last component is refused."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=inside)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def is_subvolume(descriptor: int) -> bool:
+    """Whether the directory is the top of a subvolume."""
+    try:
+        return os.fstat(descriptor).st_ino == _TOP and bool(file_system(descriptor))
+    except OSError:
+        return False
+
+
+def file_system(descriptor: int) -> str:
+    """Return the uuid of the Btrfs that the descriptor lies on; OSError if it is none."""
+    answer = bytearray(1024)
+    fcntl.ioctl(descriptor, _FS_INFO, answer)
+    return uuid.UUID(bytes=bytes(answer[16:32])).hex
+
+
+def info(descriptor: int) -> Subvolume:
+    """Return what the kernel says of the subvolume."""
+    answer = bytearray(_INFO_BYTES)
+    fcntl.ioctl(descriptor, _GET_SUBVOL_INFO, answer)
+    found = _INFO.unpack_from(answer)
+    return Subvolume(
+        uuid=uuid.UUID(bytes=found[6]).hex, parent_uuid=uuid.UUID(bytes=found[7]).hex, generation=found[4],
+        read_only=bool(_flags(descriptor) & _READ_ONLY),
+    )
+
+
+def snapshot(source: int, inside: int, name: str, *, read_only: bool) -> None:
+    """Snapshot the subvolume ``source`` as ``name`` in the directory ``inside``."""
+    arguments = _ARGS_V2.pack(source, 0, _READ_ONLY if read_only else 0, b"", _name(name))
+    fcntl.ioctl(inside, _SNAP_CREATE_V2, bytearray(arguments))  # Python takes more than 1024 bytes only mutable
+
+
+def set_read_only(descriptor: int, *, read_only: bool) -> None:
+    """Set or clear the subvolume's read-only flag."""
+    flags = _flags(descriptor)
+    wanted = flags | _READ_ONLY if read_only else flags & ~_READ_ONLY
+    fcntl.ioctl(descriptor, _SUBVOL_SETFLAGS, struct.pack("=Q", wanted))
+
+
+def destroy(inside: int, name: str) -> None:
+    """Remove the subvolume ``name``; gone already is gone. Space comes back in the background."""
+    try:
+        fcntl.ioctl(inside, _SNAP_DESTROY, bytearray(_ARGS.pack(0, _name(name))))
+    except FileNotFoundError:
+        return
+    except PermissionError:
+        # An ordinary user may not, unless mounted with user_subvol_rm_allowed; emptying a writable one he may.
+        with directory(name, inside=inside) as descriptor:
+            set_read_only(descriptor, read_only=False)
+        shutil.rmtree(name, dir_fd=inside)
+
+
+def exchange(first: tuple[int, str], second: tuple[int, str]) -> None:
+    """Exchange two directory entries atomically; each is (directory, name)."""
+    if _LIBC.renameat2(first[0], os.fsencode(first[1]), second[0], os.fsencode(second[1]), _RENAME_EXCHANGE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), second[1])
+
+
+def sync(descriptor: int) -> None:
+    """Bring all of the descriptor's file system onto the disk."""
+    if _LIBC.syncfs(descriptor):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def is_no_cow(descriptor: int) -> bool:
+    """Whether new files here are written in place (`chattr +C`)."""
+    answer = bytearray(8)
+    fcntl.ioctl(descriptor, _GETFLAGS, answer)
+    return bool(struct.unpack("=Q", answer)[0] & _NO_COW)
+
+
+def nested(top: Path) -> list[Path]:
+    """Return what below ``top`` a snapshot of it would lack: subvolumes and mounted file systems."""
+    device = top.stat().st_dev
+    found = []
+    for root, names, _ in os.walk(top):
+        for name in list(names):
+            path = Path(root) / name
+            with suppress(FileNotFoundError):
+                if path.stat(follow_symlinks=False).st_dev != device:
+                    found.append(path)
+                    names.remove(name)
+    return found
+
+
+def is_mount_point(path: Path) -> bool:
+    """Whether something is mounted right here. Device numbers prove nothing: every subvolume has its own."""
+    points = (line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    return os.fsencode(path) in {os.fsencode(point).decode("unicode_escape").encode("latin-1") for point in points}
+
+
+def _flags(descriptor: int) -> int:
+    answer = bytearray(8)
+    fcntl.ioctl(descriptor, _SUBVOL_GETFLAGS, answer)
+    return int(struct.unpack("=Q", answer)[0])
+
+
+def _name(name: str) -> bytes:
+    encoded = os.fsencode(name)
+    if not encoded or b"/" in encoded or encoded in (b".", b".."):
+        raise ValueError(f"{name!r} is no single name")
+    return encoded

@@ -1,0 +1,264 @@
+"""The universal driver: one database by pg_dump, on any server and file system, without superuser.
+
+In the vault lie `dump.pgc` and `settings.json` (what a dump of one database forgets). A restore builds a database
+beside the live one and renames both in one transaction; the displaced database stays, shut, as the safety copy.
+Databases are told apart by oid, which a rename does not change, so every step knows after a kill whether it was done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lych_checkpoint.database import Connection, catalogue, connect, host_and_name, patient, portrait, rows, speaking
+from lych_checkpoint.database.address import name_of, with_name, without_password
+from lych_checkpoint.database.server import Server, describe
+from lych_checkpoint.drivers.base import Evidence, Ground
+from lych_checkpoint.drivers.dumping import Dumping
+from lych_checkpoint.drivers.programs import find, major_of, need
+from lych_checkpoint.errors import CheckpointError, Damage, Refused
+from lych_checkpoint.process import run
+
+_ARCHIVE, _SETTINGS = "dump.pgc", "settings.json"
+#: pg_restore and ANALYZE of a large database take hours, not minutes.
+_RESTORE_S = 24 * 3600.0
+
+
+class DumpDriver:
+    """`pg_dump` that owns its locks before the thaw; restore aside, two renames in one transaction."""
+
+    name = "dump"
+
+    def __init__(self, ground: Ground) -> None:
+        self._ground = ground
+        self._database = name_of(ground.url)
+        self._dumping: Dumping | None = None
+        self._into: Path | None = None
+
+    def probe(self) -> str | None:
+        """Return None, or why pg_dump cannot capture and restore here. Raises Away if the server is not there."""
+        server = self._server()
+        for name in ("pg_dump", "pg_restore"):
+            program = find(name, self._ground.pg_bin, server.major)
+            if program is None:
+                return f"{name} was not found: set LYCH_PG_BIN"
+            try:
+                major = major_of(program)
+            except CheckpointError as error:
+                return str(error)
+            if major < server.major:
+                return f"{program} is of release {major}, older than the server's {server.major}: set LYCH_PG_BIN"
+        if not (server.superuser or (server.creates_databases and server.owns_database)):
+            return (f"role {server.role} may not create databases or does not own {server.database}, "
+                    f"which a restore needs: ALTER ROLE {server.role} CREATEDB")
+        if server.in_recovery:
+            return "the server is a standby: use its primary"
+        return None
+
+    def preflight(self) -> list[str]:
+        """Refuse a server whose lock table cannot hold a dump's locks. Returns no warnings of its own."""
+        server = self._server()
+        if server.tables >= server.lock_capacity:
+            raise Refused(f"{server.tables} tables need more locks than the server has ({server.lock_capacity})",
+                          host_and_name(self._ground.url), "raise max_locks_per_transaction", "too-few-locks")
+        return []
+
+    def prepare(self, checkpoint: str, into: Path) -> None:  # noqa: ARG002 - the file's place names it
+        """Connect twice, so that the window only spawns pg_dump."""
+        self._into = into
+        self._dumping = Dumping(self._ground.url, self._program("pg_dump"), into / _ARCHIVE)
+
+    def capture(self) -> None:
+        """Export the snapshot of this instant, and return when pg_dump owns its locks."""
+        self._open_dump()[0].begin()
+
+    def finish(self) -> Evidence:
+        """Wait for pg_dump's end, and write what it forgets as of the same instant."""
+        dumping, into = self._open_dump()
+        tables = dumping.wait()
+        with speaking(dumping.exporter):
+            oid = catalogue.oid_of(dumping.exporter, self._database)
+            picture = portrait.read(dumping.exporter, oid)
+        _write(into / _SETTINGS, json.dumps(picture.as_json(), indent=1, sort_keys=True))
+        dumping.close()
+        return {"form": "archive", "archive": _ARCHIVE, "settings": _SETTINGS, "tables": tables}
+
+    def abort(self) -> None:
+        """End pg_dump and take away its files."""
+        if self._dumping is not None:
+            self._dumping.close()
+        if self._into is not None:
+            for name in (_ARCHIVE, _SETTINGS):
+                (self._into / name).unlink(missing_ok=True)
+
+    def verify(self, evidence: Evidence, folder: Path, *, deep: bool = False) -> list[str]:
+        """Read the archive's contents list, with ``deep`` all of it; of a safety copy, see whether it is there."""
+        if evidence["form"] == "database":
+            with self._maintenance() as connection:
+                name = catalogue.name_by(connection, int(evidence["oid"]))
+            return [] if name == evidence["database"] else [f"the database {evidence['database']} is gone"]
+        damages = [f"{name} is missing" for name in (_ARCHIVE, _SETTINGS) if not (folder / name).is_file()]
+        if damages:
+            return damages
+        try:
+            portrait.Portrait.of(json.loads((folder / _SETTINGS).read_text()))
+            how = ["--file=/dev/null"] if deep else ["--list"]
+            run([self._program("pg_restore"), *how, folder / _ARCHIVE], timeout_s=_RESTORE_S)
+        except ValueError as error:
+            return [f"{_SETTINGS} cannot be read: {error}"]
+        except Damage as error:
+            return [str(error)]
+        except Refused as error:
+            if error.code != "program-failed":
+                raise
+            return [f"{_ARCHIVE} cannot be read: {error.what}"]
+        return []
+
+    def plan_stage(self, evidence: Evidence, ticket: str) -> Evidence:  # noqa: ARG002 - one plan for both forms
+        """Name the databases of this restore; changes nothing."""
+        with self._maintenance() as connection:
+            live = catalogue.oid_of(connection, self._database)
+        return {
+            "database": self._database, "live_oid": live,
+            "staged": catalogue.beside(self._database, "lych", ticket), "staged_oid": 0,
+            "old": catalogue.beside(self._database, "lych_old", ticket),
+        }
+
+    def stage(self, evidence: Evidence, folder: Path, ticket: str) -> Evidence:
+        """Build a database beside the live one. What an earlier try of this ticket left is made anew."""
+        plan = self.plan_stage(evidence, ticket)
+        staged = str(plan["staged"])
+        with self._maintenance() as connection:
+            if catalogue.oid_of(connection, str(plan["old"])):
+                raise Refused(f"restore {ticket} was switched already", self._database, "lych-checkpoint recover")
+            catalogue.drop(connection, staged)
+            if evidence["form"] == "database":
+                source = int(evidence["oid"])
+                picture = portrait.read(connection, source)
+                catalogue.copy(connection, catalogue.name_by(connection, source), staged)
+            else:
+                picture = portrait.Portrait.of(json.loads((folder / _SETTINGS).read_text()))
+                portrait.create(connection, staged, picture)
+                self._load(folder / _ARCHIVE, staged)
+            portrait.apply(connection, staged, picture)
+            catalogue.admit(connection, staged, everybody=False)
+            return {**plan, "staged_oid": catalogue.oid_of(connection, staged)}
+
+    @contextmanager
+    def opened(self, staged: Evidence) -> Iterator[str]:
+        """Yield the URL of the staged database, which is shut before and after."""
+        with self._maintenance() as connection:
+            name = catalogue.name_by(connection, int(staged["staged_oid"]))
+            if not name:
+                raise Refused(f"the staged database {staged['staged']} is gone", self._database, "restore again")
+            catalogue.admit(connection, name, everybody=True)
+            yield with_name(self._ground.url, name)
+            if name != self._database:
+                catalogue.admit(connection, name, everybody=False)
+
+    def shut_out(self) -> None:
+        """Let nobody connect to the live database, and end every session on it, our own too."""
+        with self._maintenance() as connection:
+            catalogue.admit(connection, self._database, everybody=False)
+            catalogue.empty(connection, self._database)
+
+    def let_in(self) -> None:
+        """Let clients connect to the live database; the displaced one stays shut."""
+        with self._maintenance() as connection:
+            catalogue.admit(connection, self._database, everybody=True)
+
+    def switch(self, staged: Evidence) -> None:
+        """Rename the live database away and the staged one in, in one transaction. Clients of both are ended."""
+        self._exchange(incoming=(int(staged["staged_oid"]), str(staged["staged"])),
+                       outgoing=(int(staged["live_oid"]), str(staged["old"])))
+
+    def switch_back(self, staged: Evidence) -> None:
+        """Undo `switch`; the staged database gets its name aside back."""
+        if staged["staged_oid"]:
+            self._exchange(incoming=(int(staged["live_oid"]), str(staged["old"])),
+                           outgoing=(int(staged["staged_oid"]), str(staged["staged"])))
+
+    def displaced(self, staged: Evidence) -> Evidence:
+        """Shut the displaced database for good and name it."""
+        oid = int(staged["live_oid"])
+        with self._maintenance() as connection:
+            name = catalogue.name_by(connection, oid)
+            if name != staged["old"]:
+                raise Refused("nothing was displaced", self._database, "lych-checkpoint recover")
+            catalogue.admit(connection, name, everybody=False)
+        return {"form": "database", "database": name, "oid": oid}
+
+    def discard_stage(self, staged: Evidence) -> None:
+        """Drop the staged database, unless it is live."""
+        with self._maintenance() as connection:
+            oid = int(staged["staged_oid"]) or catalogue.oid_of(connection, str(staged["staged"]))
+            self._drop(connection, oid)
+
+    def discard(self, evidence: Evidence) -> None:
+        """Drop a safety copy; an archive lies in the checkpoint's own directory."""
+        if evidence["form"] == "database":
+            with self._maintenance() as connection:
+                self._drop(connection, int(evidence["oid"]))
+
+    def standing(self) -> list[str]:
+        """Return what is odd about the live server: nothing can be, the URL leads to it by name."""
+        return []
+
+    def _exchange(self, incoming: tuple[int, str], outgoing: tuple[int, str]) -> None:
+        """Give the live name to ``incoming`` (oid, name aside) and the name aside to ``outgoing``."""
+        live = self._database
+        with self._maintenance() as connection:
+            names = (catalogue.name_by(connection, incoming[0]), catalogue.name_by(connection, outgoing[0]))
+            if names == (live, outgoing[1]):
+                return
+            if names != (incoming[1], live):
+                raise Refused(f"the databases of this restore are now called {names[0] or 'gone'} and "
+                              f"{names[1] or 'gone'}", live, "rename them by hand", "databases-moved")
+            # Shut both, else somebody connects between the last look and the rename.
+            for name in names:
+                catalogue.admit(connection, name, everybody=False)
+            try:
+                catalogue.rename_both(connection, (live, outgoing[1]), (incoming[1], live))
+            finally:
+                catalogue.admit(connection, live, everybody=True)
+
+    def _drop(self, connection: Connection, oid: int) -> None:
+        name = catalogue.name_by(connection, oid)
+        if name and name != self._database:
+            catalogue.drop(connection, name)
+
+    def _load(self, archive: Path, name: str) -> None:
+        address, secret = without_password(with_name(self._ground.url, name), "lych-checkpoint restore")
+        run([self._program("pg_restore"), "--exit-on-error", "--no-password", f"--dbname={address}", archive],
+            timeout_s=_RESTORE_S, environment=secret)
+        with connect(with_name(self._ground.url, name)) as connection, speaking(connection):
+            patient(connection)
+            rows(connection, "ANALYZE")  # or the first queries after the switch are planned blind
+
+    def _server(self) -> Server:
+        with connect(self._ground.url) as connection, speaking(connection):
+            return describe(connection)
+
+    @contextmanager
+    def _maintenance(self) -> Iterator[Connection]:
+        with catalogue.maintenance(self._ground.url) as connection, speaking(connection):
+            yield connection
+
+    def _program(self, name: str) -> Path:
+        with self._maintenance() as connection:
+            return need(name, self._ground.pg_bin, connection.info.server_version // 10_000)
+
+    def _open_dump(self) -> tuple[Dumping, Path]:
+        if self._dumping is None or self._into is None:
+            raise RuntimeError("prepare was not called")
+        return self._dumping, self._into
+
+
+def _write(path: Path, text: str) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

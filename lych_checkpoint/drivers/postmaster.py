@@ -1,0 +1,187 @@
+"""A PostgreSQL server as processes on a data directory: stopped, proven dead, started, or run in private."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from lych_checkpoint.database.address import on_socket
+from lych_checkpoint.errors import CheckpointError, Refused, SettingError
+from lych_checkpoint.process import Owner, run
+
+_STOP_S = 120
+_START_S = 3600
+_DIE_S = 30.0
+_PORT = 5432
+#: The line of postmaster.pid, from 0, that says `ready`.
+_STATUS_LINE = 7
+#: A private server must not listen, archive, replicate, wait for standbys, run other people's background jobs, or
+#: follow absolute paths of the live configuration. It needs little memory beside the live one.
+_PRIVATE = {
+    "listen_addresses": "", "port": str(_PORT), "unix_socket_permissions": "0700", "unix_socket_group": "",
+    "external_pid_file": "", "ssl": "off", "archive_mode": "off", "synchronous_standby_names": "",
+    "shared_preload_libraries": "", "session_preload_libraries": "", "max_logical_replication_workers": "0",
+    "autovacuum": "off", "shared_buffers": "128MB", "huge_pages": "off", "logging_collector": "off",
+    "log_destination": "stderr", "fsync": "on", "restart_after_crash": "off",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Postmaster:
+    """How the server on ``pgdata`` is run: by whom, with which pg_ctl, through which control.
+
+    ``config_file`` is set where the configuration lies outside PGDATA.
+    """
+
+    pgdata: Path
+    owner: Owner
+    pg_ctl: Path
+    control: str = "pg_ctl"
+    config_file: str = ""
+
+    def users(self) -> list[int]:
+        """Return the processes that work in PGDATA. Every process of a server has it as working directory.
+
+        Raises:
+            Refused: a process of PGDATA's owner named postgres cannot be looked at (code ``server-unseen``).
+        """
+        top = self.pgdata.stat()
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                place = (entry / "cwd").stat()
+            except PermissionError as error:
+                if self._is_ours_by_name(entry):
+                    raise Refused(f"cannot see whether process {entry.name} uses the data", str(self.pgdata),
+                                  "run as the data's owner", "server-unseen") from error
+                continue
+            except OSError:
+                continue
+            if (place.st_dev, place.st_ino) == (top.st_dev, top.st_ino):
+                found.append(int(entry.name))
+        return found
+
+    def stop(self) -> None:
+        """Stop the server and prove that no process of it is left.
+
+        Raises:
+            Refused: it does not stop (code ``server-runs``).
+        """
+        if self.users():
+            if self.control == "pg_ctl":
+                try:
+                    self._pg_ctl("stop", "-m", "fast")
+                except Refused:
+                    with suppress(Refused):  # the proof below decides
+                        self._pg_ctl("stop", "-m", "immediate")
+            else:
+                run(self._command("stop"), timeout_s=_STOP_S)
+        deadline = time.monotonic() + _DIE_S
+        while left := self.users():
+            if time.monotonic() > deadline:
+                raise Refused(f"process {left[0]} still works in the data directory", str(self.pgdata),
+                              "stop the server", "server-runs")
+            time.sleep(0.01)
+
+    def start(self, log: Path) -> None:
+        """Start the server if it does not run, and return when it takes connections.
+
+        Raises:
+            Refused: it does not start; the log's end is quoted.
+        """
+        if self._runs():
+            self._wait_until_ready()
+            return
+        if self.control != "pg_ctl":
+            run(self._command("start"), timeout_s=_START_S)
+            self._wait_until_ready()
+            return
+        options = {"config_file": self.config_file, "data_directory": str(self.pgdata)} if self.config_file else {}
+        self._start(log, options)
+
+    @contextmanager
+    def private(self, url: str) -> Iterator[str]:
+        """Run the server so that nobody else can reach it; yield the address of ``url``'s database on it."""
+        self.stop()
+        home = Path(tempfile.mkdtemp(prefix="lych-", dir="/tmp"))
+        try:
+            (home / "hba").write_text("local all all trust\n")
+            (home / "ident").touch()
+            for path in (home, home / "hba", home / "ident"):
+                os.chown(path, self.owner.uid, self.owner.gid)
+            options = {
+                **_PRIVATE, "data_directory": str(self.pgdata), "unix_socket_directories": str(home),
+                "hba_file": str(home / "hba"), "ident_file": str(home / "ident"),
+            }
+            if self.config_file:
+                options["config_file"] = self.config_file
+            self._start(home / "log", options)
+            try:
+                yield on_socket(url, str(home), _PORT)
+            except BaseException as error:
+                try:
+                    self.stop()
+                except CheckpointError as second:
+                    error.add_note(f"the private server could not be stopped: {second}")
+                raise
+            self.stop()
+        finally:
+            shutil.rmtree(home, ignore_errors=True)
+
+    def _start(self, log: Path, options: dict[str, str]) -> None:
+        text = shlex.join([part for name, value in options.items() for part in ("-c", f"{name}={value}")])
+        try:
+            self._pg_ctl("start", "-t", str(_START_S), "-l", str(log), *(["-o", text] if text else []),
+                         timeout_s=_START_S + 60)
+        except Refused as error:
+            lines = log.read_text(errors="replace").splitlines()[-3:] if log.exists() else []
+            raise Refused(f"the server does not start: {' | '.join(lines) or error.what}", str(self.pgdata),
+                          f"read {log}", "server-does-not-start") from error
+
+    def _pg_ctl(self, *arguments: str, timeout_s: float = _STOP_S) -> None:
+        run([self.pg_ctl, *arguments, "-w", "-D", self.pgdata], owner=self.owner, cwd=Path("/"), timeout_s=timeout_s)
+
+    def _runs(self) -> bool:
+        status = self._status()
+        return bool(status) and status[0].isdigit() and int(status[0]) in self.users()
+
+    def _status(self) -> list[str]:
+        try:
+            return (self.pgdata / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + _START_S
+        while len(status := self._status()) <= _STATUS_LINE or status[_STATUS_LINE].strip() != "ready":
+            if time.monotonic() > deadline or not (self._runs() or self.control != "pg_ctl"):
+                raise Refused("the server did not become ready", str(self.pgdata), "look into its log",
+                              "server-does-not-start")
+            time.sleep(0.01)
+
+    def _command(self, act: str) -> list[str]:
+        if self.control.startswith("systemd:"):
+            return ["systemctl", act, self.control.removeprefix("systemd:")]
+        try:
+            argv = json.loads(self.control)[act]
+        except (ValueError, KeyError, TypeError) as error:
+            raise SettingError(f"does not say how to {act} the server", "LYCH_POSTGRES_CONTROL",
+                               'set it to pg_ctl, systemd:UNIT or {"start": [...], "stop": [...]}') from error
+        if not isinstance(argv, list) or not argv or not all(isinstance(part, str) for part in argv):
+            raise SettingError(f"{act} is no list of words", "LYCH_POSTGRES_CONTROL", "write it as a JSON list")
+        return argv
+
+    def _is_ours_by_name(self, entry: Path) -> bool:
+        with suppress(OSError):
+            return entry.stat().st_uid == self.owner.uid and (entry / "comm").read_text().strip() == "postgres"
+        return False

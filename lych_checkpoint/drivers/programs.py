@@ -1,0 +1,46 @@
+"""Where PostgreSQL's programs are."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from lych_checkpoint.errors import Refused
+from lych_checkpoint.process import run
+
+#: Where distributions keep the programs of one major version, off PATH.
+_HOMES = ("/usr/lib/postgresql/{major}/bin", "/usr/pgsql-{major}/bin", "/usr/lib/postgresql{major}/bin")
+
+
+def find(name: str, pg_bin: Path | None, major: int) -> Path | None:
+    """Return the program: in ``pg_bin`` if that is given, else on PATH, else where a distribution keeps it."""
+    if pg_bin is not None:
+        return pg_bin / name if (pg_bin / name).exists() else None
+    on_path = shutil.which(name)
+    homes = [Path(home.format(major=major)) / name for home in _HOMES]
+    return Path(on_path) if on_path else next((path for path in homes if path.exists()), None)
+
+
+def need(name: str, pg_bin: Path | None, major: int) -> Path:
+    """Return the program.
+
+    Raises:
+        Refused: there is none (code ``program-missing``).
+    """
+    found = find(name, pg_bin, major)
+    if found is None:
+        raise Refused(f"the program {name} was not found", str(pg_bin or "PATH"),
+                      f"set LYCH_PG_BIN to the directory of {name}", "program-missing")
+    return found
+
+
+def major_of(program: Path) -> int:
+    """Return the major version that the program says it is.
+
+    Raises:
+        Refused: it does not run.
+    """
+    said = run([program, "--version"], timeout_s=10, mend="set LYCH_PG_BIN")
+    number = re.search(r"\s(\d+)", said)
+    return int(number[1]) if number else 0

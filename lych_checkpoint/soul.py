@@ -1,0 +1,192 @@
+"""The soul: the data, captured in a freeze and brought back, by whichever driver fits.
+
+What no driver captures exactly travels beside it: sequences go by value, commits that did not wait for the disk are
+flushed before the capture, and two readings prove that nobody wrote in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from lych_checkpoint import drivers, witness
+from lych_checkpoint.database import connect, host_and_name, patient, sequences, speaking
+from lych_checkpoint.database.server import describe, system_identifier
+from lych_checkpoint.drivers.base import Driver, Evidence, Ground
+from lych_checkpoint.errors import Refused
+from lych_checkpoint.manifest import SoulFacts
+from lych_checkpoint.window import Capture
+
+Writers = Literal["refuse", "fence", "note"]
+
+__all__ = ["Capture", "Soul"]
+
+
+class Soul:
+    """One database, or the whole cluster with a physical driver, behind one selected driver."""
+
+    def __init__(self, ground: Ground, driver: Driver, writers: Writers) -> None:
+        self.driver = driver
+        self._ground = ground
+        self._writers = writers
+
+    @classmethod
+    def open(cls, ground: Ground, wanted: str, writers: Writers, helper: tuple[str, ...] = ()) -> Soul:  # noqa: ARG003
+        """Select the driver ``wanted``; ``auto`` takes the first that fits. ``helper`` is not supported yet.
+
+        Raises:
+            Refused: none fits (code ``driver-unavailable``); each driver's reason is in the message.
+            Away: the server cannot be reached.
+        """
+        return cls(ground, drivers.select(ground, wanted), writers)
+
+    @classmethod
+    def reopen(cls, ground: Ground, name: str, staged: Evidence) -> Soul:
+        """Take the driver of an open restore without asking the server, which may be stopped."""
+        if ground.pgdata is None and staged.get("pgdata"):
+            ground = replace(ground, pgdata=Path(str(staged["pgdata"])))
+        return cls(ground, drivers.named(ground, name), "refuse")
+
+    @staticmethod
+    def reports(ground: Ground, helper: tuple[str, ...] = ()) -> list[tuple[str, str | None]]:  # noqa: ARG004
+        """Return every driver with None if it fits, else its reason."""
+        return drivers.reports(ground)
+
+    def preflight(self) -> list[str]:
+        """Refuse before anyone is frozen what cannot be captured exactly; return warnings for the manifest.
+
+        Raises:
+            Refused: by reason, such as ``prepared-transactions``, ``unlogged``, ``nested-subvolume``.
+        """
+        with connect(self._ground.url) as connection, speaking(connection):
+            server = describe(connection)
+        where = host_and_name(self._ground.url)
+        warnings = [] if server.fsync else ["fsync is off: a power loss may take what was captured"]
+        if server.prepared:
+            what = f"the prepared transaction {server.prepared[0]} may write at any time"
+            if self._writers != "note":
+                raise Refused(what, where, "COMMIT PREPARED or ROLLBACK PREPARED it", "prepared-transactions")
+            warnings.append(what)
+        return warnings + self.driver.preflight()
+
+    @contextmanager
+    def capturing(self, checkpoint_id: str, into: Path) -> Iterator[Capture]:
+        """Prepare, and yield the capture. If the block fails, or ends without `finish`, nothing of it is left.
+
+        Args:
+            checkpoint_id: names what the driver keeps outside the vault.
+            into: the checkpoint's `soul/` folder; made.
+        """
+        into.mkdir(mode=0o700, parents=True, exist_ok=True)
+        finished = False
+        try:
+            self.driver.prepare(checkpoint_id, into)
+            with ExitStack() as stack:
+                capture = Capture.prepared(self._ground.url, self.driver, self._writers, stack)
+                yield capture
+                finished = capture.finished
+        except BaseException as error:
+            try:
+                self.driver.abort()
+            except Exception as second:  # noqa: BLE001 - whatever it is, the first error is the one to hear of
+                error.add_note(f"what was captured could not be removed: {second}")
+            raise
+        if not finished:
+            self.driver.abort()
+
+    def verify(self, facts: SoulFacts, folder: Path, *, deep: bool = False) -> list[str]:
+        """Return each damage in one sentence; the files' digests were checked by the caller."""
+        return self.driver.verify(facts.evidence, folder, deep=deep)
+
+    def plan_stage(self, facts: SoulFacts, ticket: str) -> Evidence:
+        """Say what `stage` will make; to be written into the journal first."""
+        return {**self.driver.plan_stage(facts.evidence, ticket), "soul_generation": self._generation()}
+
+    def stage(self, facts: SoulFacts, folder: Path, ticket: str) -> Evidence:
+        """Bring the data back aside, invisible; once more with the same ticket makes them anew."""
+        generation = self._generation()
+        return {**self.driver.stage(facts.evidence, folder, ticket), "soul_generation": generation}
+
+    def animate(
+        self, staged: Evidence, *, facts: SoulFacts, generation: int, signature: str,
+        repos: dict[str, dict[str, str]], journal: str,
+    ) -> None:
+        """Give the staged data their sequences and a witness that says `restoring`.
+
+        Raises:
+            Damage: a sequence is missing.
+            Refused: the data have no witness (code ``no-witness``), or do not open.
+        """
+        with self.driver.opened(staged) as url, connect(url) as connection, speaking(connection):
+            patient(connection)
+            sequences.write(connection, facts.sequences)
+            witness.mark_restoring(
+                connection, generation=generation, signature=signature, repos=repos, journal=journal)
+
+    def shut_out(self) -> None:
+        """Keep every other client off the live data, where that can be had without stopping the server."""
+        self.driver.shut_out()
+
+    def let_in(self) -> None:
+        """Undo `shut_out` for whatever data is live now."""
+        self.driver.let_in()
+
+    def switch(self, staged: Evidence) -> None:
+        """Make the staged data live and keep the displaced whole; done already is done."""
+        self.driver.switch(staged)
+
+    def switch_back(self, staged: Evidence) -> None:
+        """Make the displaced data live again; never switched is done already."""
+        self.driver.switch_back(staged)
+
+    def check(self, facts: SoulFacts, generation: int, journal: str) -> None:
+        """Make sure that the live server runs on the restored data.
+
+        Raises:
+            Refused: it does not (code ``soul-differs``).
+            Away: it cannot be asked.
+        """
+        odd = self.driver.standing()
+        with connect(self._ground.url) as connection, speaking(connection):
+            known = witness.read(connection)
+            identifier = system_identifier(connection)
+        if known is None:
+            odd.append("the live data have no witness")
+        elif known.generation != generation or (known.state == "restoring" and known.journal != journal):
+            odd.append(f"the live data are of generation {known.generation} and restore {known.journal or 'none'}, "
+                       f"not {generation} and {journal}")
+        if facts.system_identifier and identifier not in ("", facts.system_identifier) and facts.driver != "dump":
+            odd.append(f"the live cluster is {identifier}, the captured one was {facts.system_identifier}")
+        if odd:
+            raise Refused("; ".join(odd), host_and_name(self._ground.url), "lych-checkpoint recover", "soul-differs")
+
+    def displaced(self, staged: Evidence, facts: SoulFacts) -> SoulFacts:
+        """Return the facts under which the displaced data can be sealed.
+
+        Args:
+            staged: of the restore that displaced them.
+            facts: of the checkpoint that displaced them, for the server and the database, which are the same.
+
+        Sequences are left out: data displaced by a clean stop, or still in their server, hold theirs exactly.
+        """
+        return SoulFacts(
+            driver=self.driver.name, database=facts.database, server_version=facts.server_version,
+            system_identifier=facts.system_identifier, generation=int(staged["soul_generation"]),
+            evidence=self.driver.displaced(staged),
+        )
+
+    def discard_stage(self, staged: Evidence) -> None:
+        """Remove staged data that was never switched, or was switched back."""
+        self.driver.discard_stage(staged)
+
+    def discard(self, facts: SoulFacts) -> None:
+        """Remove what a checkpoint keeps outside its own directory."""
+        self.driver.discard(facts.evidence)
+
+    def _generation(self) -> int:
+        with connect(self._ground.url) as connection:
+            known = witness.read(connection)
+        return known.generation if known else 0

@@ -1,0 +1,129 @@
+"""The soul's side of the window: fence, flush, proof, capture, proof.
+
+Everything is connected and warm before the window opens, so that only what must see the quiet is done in it.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Literal
+
+from lych_checkpoint import witness
+from lych_checkpoint.database import Connection, connect, host_and_name, patient, quiet, sequences, speaking
+from lych_checkpoint.database.server import system_identifier
+from lych_checkpoint.drivers.base import Driver
+from lych_checkpoint.errors import Refused
+from lych_checkpoint.manifest import Sequence, SoulFacts
+
+_MEND = "stop it for the checkpoint, or set LYCH_WRITERS to fence or note"
+
+
+class Capture:
+    """One capture: `begin`, `take` and `end` in the window, `finish` after the thaw."""
+
+    def __init__(
+        self, driver: Driver, writers: Literal["refuse", "fence", "note"], url: str, watch: Connection,
+        flush: Connection, fence: Connection | None,
+    ) -> None:
+        self._driver, self._policy, self._url = driver, writers, url
+        self._watch, self._flush, self._fence = watch, flush, fence
+        self._ours = {one.info.backend_pid for one in (watch, flush, fence) if one is not None}
+        self._began: quiet.Reading | None = None
+        self._sequences: tuple[Sequence, ...] = ()
+        self._noted: tuple[str, ...] = ()
+        self.finished = False
+
+    @classmethod
+    def prepared(
+        cls, url: str, driver: Driver, writers: Literal["refuse", "fence", "note"], stack: ExitStack
+    ) -> Capture:
+        """Connect, and run each statement once so that the server has it warm. ``stack`` closes the connections."""
+        def connected(name: str) -> Connection:
+            connection = stack.enter_context(connect(url, name=f"lych-checkpoint {name}"))
+            with speaking(connection):
+                patient(connection)
+            return connection
+
+        watch, flush = connected("watch"), connected("flush")
+        fence = connected("fence") if writers == "fence" else None
+        with speaking(watch):
+            quiet.flush(flush)
+            quiet.look(watch)
+            sequences.read(watch)
+        return cls(driver, writers, url, watch, flush, fence)
+
+    def begin(self) -> None:
+        """Prove that nobody writes, first of all in the window.
+
+        Raises:
+            Refused: somebody does (code ``writers``), by pid, user and application.
+        """
+        with speaking(self._watch):
+            if self._fence is not None:
+                quiet.fence(self._fence)
+            quiet.flush(self._flush)
+            reading = quiet.look(self._watch, self._ours)
+            self._refuse_or_note(reading.writers)
+            self._began = reading
+            self._sequences = sequences.read(self._watch)
+
+    def take(self) -> None:
+        """Take the instant."""
+        self._driver.capture()
+
+    def end(self) -> None:
+        """Prove that nobody wrote since `begin`, and drop the fence.
+
+        Raises:
+            Refused: somebody writes now (code ``writers``), or somebody wrote meanwhile who can no longer be named
+                (code ``snapshot-moved``): worth another try, for it may have been autovacuum.
+        """
+        if self._began is None:
+            raise RuntimeError("begin was not called")
+        with speaking(self._watch):
+            reading = quiet.look(self._watch, self._ours)
+            present = sequences.read(self._watch)
+            self._refuse_or_note(reading.writers)
+            if reading.snapshot != self._began.snapshot:
+                self._refuse_or_note_moved(f"transactions {self._began.snapshot} became {reading.snapshot}")
+            if present != self._sequences:
+                moved = sorted({one.name for one in {*present} ^ {*self._sequences}})
+                self._refuse_or_note_moved(f"the sequence {moved[0]} moved")
+                self._sequences = present
+            if self._fence is not None:
+                quiet.drop_fence(self._fence)
+
+    def finish(self) -> SoulFacts:
+        """Make the capture durable, after the thaw.
+
+        Raises:
+            Refused: the driver's capture did not end well; nothing may be sealed.
+        """
+        if self._began is None:
+            raise RuntimeError("begin was not called")
+        evidence = self._driver.finish()
+        with speaking(self._watch):
+            known = witness.read(self._watch)
+            facts = SoulFacts(
+                driver=self._driver.name, database=self._watch.info.dbname,
+                server_version=self._watch.info.server_version,
+                system_identifier=system_identifier(self._watch),
+                generation=known.generation if known else 0, evidence=evidence, sequences=self._sequences,
+                writers=self._noted,
+            )
+        self.finished = True
+        return facts
+
+    def _refuse_or_note(self, writers: tuple[str, ...]) -> None:
+        if not writers:
+            return
+        if self._policy != "note":
+            others = f" and {len(writers) - 1} more" if writers[1:] else ""
+            raise Refused(f"somebody else writes: {writers[0]}{others}", host_and_name(self._url), _MEND, "writers")
+        self._noted = tuple(dict.fromkeys((*self._noted, *writers)))
+
+    def _refuse_or_note_moved(self, what: str) -> None:
+        if self._policy != "note":
+            raise Refused(f"somebody wrote during the capture: {what}", host_and_name(self._url), _MEND,
+                          "snapshot-moved")
+        self._noted = (*self._noted, what)
