@@ -4,7 +4,7 @@ from lych_checkpoint.body.checking import Standing, fingerprint, pins, relation,
 from lych_checkpoint.body.displacing import bundle_lock, displace
 from lych_checkpoint.body.members import Member, discover, find
 from lych_checkpoint.body.pinning import bundle, lock_of, pin, pinned, unpin
-from lych_checkpoint.body.scanning import Scan, recheck, scan, scanning
+from lych_checkpoint.body.scans import Scan, recheck, scan, scanning
 from lych_checkpoint.body.staging import stage, unstage
 from lych_checkpoint.body.switching import switch, switch_back
 from lych_checkpoint.repository.objects import Verdict

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lych_checkpoint.body.area import safe_name
 from lych_checkpoint.body.members import Member, each, find, listed_in
-from lych_checkpoint.body.scanning import left_out_of
+from lych_checkpoint.body.scans import left_out_of
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.manifest import BodyLock, RepoPin, body_signature
 from lych_checkpoint.repository import configuration as configurations

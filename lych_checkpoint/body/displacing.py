@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lych_checkpoint.body.area import Area, safe_name
 from lych_checkpoint.body.members import Member, each
-from lych_checkpoint.body.scanning import left_out_of
+from lych_checkpoint.body.scans import left_out_of
 from lych_checkpoint.body.sound import Sound, open_sound
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.manifest import BodyLock, RepoPin
@@ -69,7 +69,12 @@ def _displace(reader: Reader, member: Member, leave_out: tuple[bytes, ...], shad
 
 def _needs_capture(sound: Sound, leave_out: tuple[bytes, ...]) -> bool:
     with opened(sound.repository, sound.configuration, sound.head.commit, fresh=False, leave_out=leave_out) as lens:
-        return bool(worktree.changes(lens) or worktree.tracked(lens).hidden or worktree.filtered(lens))
+        try:
+            return bool(worktree.changes(lens) or worktree.tracked(lens).hidden or worktree.filtered(lens))
+        except Refused as error:
+            if error.code != "git-failed":
+                raise
+            return True  # a broken index says nothing
 
 
 def bundle_lock(lock: BodyLock, root: Path, ticket: str, into: Path) -> None:

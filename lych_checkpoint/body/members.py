@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, TypeVar
 
+from lych_checkpoint.body.area import PLACE
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.manifest import RepoPin
 from lych_checkpoint.repository.place import Repository, looks_bare
@@ -108,7 +109,8 @@ def _listed(root: Path, patterns: Iterable[str]) -> list[str]:
     for pattern in patterns:
         normal = _normal(pattern, _SETTING)
         if _MAGIC & set(pattern):
-            found += [path.relative_to(root).as_posix() for path in root.glob(normal) if path.is_dir()]
+            below = (path.relative_to(root) for path in root.glob(normal) if path.is_dir())
+            found += [path.as_posix() for path in below if path.parts[:1] != (PLACE,) and ".git" not in path.parts]
         else:
             found.append(normal)
     return found

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lych_checkpoint.body.area import safe_name
 from lych_checkpoint.body.members import Member, each
-from lych_checkpoint.body.scanning import Scan, Seen
+from lych_checkpoint.body.scans import Scan, Seen
 from lych_checkpoint.errors import CheckpointError
 from lych_checkpoint.manifest import BodyLock
 from lych_checkpoint.repository import bundles, refs

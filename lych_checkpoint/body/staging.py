@@ -45,8 +45,8 @@ def stage(lock: BodyLock, root: Path, bundles: Path, ticket: str) -> None:
     """
     area = Area(root.absolute(), ticket)
     with area.held(), reading() as reader:
-        plans = each(lambda pin: _plan(reader, pin, lock.repos, area, bundles), lock.repos)
         try:
+            plans = each(lambda pin: _plan(reader, pin, lock.repos, area, bundles), lock.repos)
             each(lambda plan: _carry_out(reader, plan, area), plans)
             flush([area.path])
         except CheckpointError as error:

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from lych_checkpoint.body.area import Area, Side, flush, safe_name
 from lych_checkpoint.body.members import each, listed_in
-from lych_checkpoint.body.scanning import left_out_of
+from lych_checkpoint.body.scans import left_out_of
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.manifest import BodyLock, RepoPin
 from lych_checkpoint.repository import configuration as configurations

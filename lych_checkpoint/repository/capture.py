@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 from lych_checkpoint.errors import Refused
@@ -15,7 +16,7 @@ from lych_checkpoint.repository.command import run
 from lych_checkpoint.repository.configuration import Configuration
 from lych_checkpoint.repository.lens import Lens, opened, prepare
 from lych_checkpoint.repository.place import Repository
-from lych_checkpoint.repository.worktree import Folders, others, tracked
+from lych_checkpoint.repository.worktree import Folders, is_below, others, tracked
 
 #: Modes that git keeps by itself; all others travel in the captured commit's message.
 _GIT_MODES = (0o644, 0o755)
@@ -44,12 +45,7 @@ def capture(
     Raises:
         Refused: a file cannot be read.
     """
-    with opened(repository, configuration, head, fresh=False, leave_out=leave_out) as lens:
-        listed = tracked(lens)
-        links = set(listed.links)
-        paths = {path for path in listed.files if path not in links and not lens.left_out(path)}
-        paths |= {path for path in others(lens) if not path.endswith(b"/")}
-    modes = _plain_files(repository.directory, paths)
+    modes = _plain_files(repository.directory, _paths(repository, configuration, head, leave_out))
     object_format = configuration.object_format
     prepare(shadow, object_format=object_format, head="ref: refs/heads/none", raw=True)
     index = shadow / "index"
@@ -64,6 +60,19 @@ def capture(
     commit = raw.git("commit-tree", "-p", head, tree, stdin=message.encode()).out.decode().strip()
     run(shadow, "update-ref", ref, commit, environment={"GIT_ALTERNATE_OBJECT_DIRECTORIES": str(repository.objects)})
     return commit, tree
+
+
+def _paths(
+    repository: Repository, configuration: Configuration, head: str, leave_out: tuple[bytes, ...],
+) -> set[bytes]:
+    with opened(repository, configuration, head, leave_out=leave_out) as lens:
+        listed = lens.git("ls-files", "-z", index=repository.index, accept=(0, 128))
+        if listed.status:  # the index is broken: what HEAD tracks is the next best
+            lens.git("read-tree", head)
+        view = lens if listed.status else replace(lens, index=repository.index)
+        known = tracked(view)
+        paths = {path for path in known.files if is_below(path) and not view.left_out(path)} - set(known.links)
+        return paths | {path for path in others(view) if not path.endswith(b"/")}
 
 
 def _plain_files(directory: Path, paths: set[bytes]) -> dict[bytes, int]:

@@ -6,6 +6,7 @@ can lie. What git does not hold is moved aside, not deleted. The index is instal
 
 from __future__ import annotations
 
+import filecmp
 import os
 import secrets
 import shutil
@@ -19,7 +20,7 @@ from lych_checkpoint.repository import capture, refs
 from lych_checkpoint.repository.configuration import Configuration
 from lych_checkpoint.repository.lens import Lens, opened
 from lych_checkpoint.repository.place import BUSY, Repository
-from lych_checkpoint.repository.worktree import Folders, others
+from lych_checkpoint.repository.worktree import Folders, is_below, others
 
 _LOCKS = ("index.lock", "HEAD.lock", "packed-refs.lock")
 _TIMEOUT_S = 1800
@@ -121,13 +122,7 @@ def _build(lens: Lens, commit: str) -> None:
 def _listed(lens: Lens, index: Path) -> set[bytes]:
     """Return an index's paths; none if git cannot read it, for then all that is there counts as in the way."""
     done = lens.git("ls-files", "-z", index=index, accept=(0, 128))
-    return {path for path in done.out.split(b"\0")[:-1] if _is_below(path) and not lens.left_out(path)}
-
-
-def _is_below(path: bytes) -> bool:
-    # git checks names when it adds to an index, not when it lists one that somebody else wrote.
-    parts = path.split(b"/")
-    return not any(part in (b"", b".", b"..") or part.lower() == b".git" for part in parts)
+    return {path for path in done.out.split(b"\0")[:-1] if is_below(path) and not lens.left_out(path)}
 
 
 def _clear_the_way(lens: Lens, before: set[bytes], aside: Aside) -> None:
@@ -200,9 +195,21 @@ def _bring_back(directory: Path, waiting: Path) -> None:
     for folder, names, file_names in os.walk(waiting, topdown=True):
         place = directory / Path(folder).relative_to(waiting)
         for name in [*names, *file_names]:
-            if not os.path.lexists(place / name) and place.is_dir():
-                shutil.move(Path(folder) / name, place / name)
+            source, goal = Path(folder) / name, place / name
+            if not os.path.lexists(goal) and place.is_dir():
+                shutil.move(source, goal)
+            elif _same_file(source, goal):
+                source.unlink()
         names[:] = [name for name in names if (Path(folder) / name).is_dir() and (place / name).is_dir()]
+    for folder, _, _ in os.walk(waiting, topdown=False):
+        if not os.listdir(folder):
+            os.rmdir(folder)
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    if one.is_symlink() or other.is_symlink():
+        return one.is_symlink() and other.is_symlink() and one.readlink() == other.readlink()
+    return one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False)
 
 
 def _install_index(repository: Repository, index: Path) -> None:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+# Where git is missing GitPython's import would fail with its own text; like this the first command is refused.
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
 from git import Git
 from git.exc import GitCommandNotFound
 

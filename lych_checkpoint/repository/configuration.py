@@ -12,7 +12,7 @@ from lych_checkpoint.repository.command import run
 from lych_checkpoint.repository.place import Repository
 
 _TIMEOUT_S = 15
-_SCP = re.compile(r"(?:[^@/:\s]+@)?([^@/:\s]+):(?!//)(.+)")
+_SCP = re.compile(r"(?:[^@/:\s]+@)?([^@/:\s]+):(?!//|:)(.+)")
 _CONVERSIONS = {"core.autocrlf": ("true", "false", "input"), "core.eol": ("lf", "crlf", "native")}
 
 

@@ -112,10 +112,6 @@ class Repository:
         value = self._read(name) or self._packed(name)
         return value.decode() if _OBJECT_ID.fullmatch(value) else ""
 
-    def head_is_detached_at(self, commit: str) -> bool:
-        """Whether HEAD is exactly this commit and no branch."""
-        return self._read(b"HEAD") == commit.encode()
-
     def busy(self) -> tuple[str, ...]:
         """Return the names of `BUSY` that are there."""
         return tuple(name for name in BUSY if os.path.lexists(self.git_dir / name))

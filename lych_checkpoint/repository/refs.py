@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.repository.command import run
-from lych_checkpoint.repository.place import Repository
+from lych_checkpoint.repository.place import Head, Repository
 
 CHECKPOINTS = "refs/lych/checkpoints"
 STAGED = "refs/lych/staged"
@@ -14,7 +14,7 @@ CAPTURED = "refs/lych/captured"
 
 
 def keep(repository: Repository, ref: str, commit: str, *, head: str = "") -> None:
-    """Make ``ref`` hold ``commit`` against garbage collection, in one transaction.
+    """Make ``ref`` hold ``commit`` against garbage collection.
 
     Args:
         repository: where.
@@ -25,14 +25,10 @@ def keep(repository: Repository, ref: str, commit: str, *, head: str = "") -> No
     Raises:
         Refused: HEAD moved (``body-moved``), or git failed; nothing was written.
     """
-    verify = f"verify HEAD {head}\n" if head else ""
-    script = f"start\n{verify}update {ref} {commit}\nprepare\ncommit\n"
-    try:
-        run(repository.git_dir, "update-ref", "--stdin", stdin=script.encode())
-    except Refused:
-        if head and repository.head().commit != head:
-            raise Refused("HEAD moved since it was scanned", str(repository.directory), "", "body-moved") from None
-        raise
+    # Not by `verify HEAD` in a transaction: git 2.39 writes that into HEAD's reflog, as a move to nothing.
+    if head and repository.head().commit != head:
+        raise Refused("HEAD moved since it was scanned", str(repository.directory), "", "body-moved")
+    run(repository.git_dir, "update-ref", ref, commit)
 
 
 def drop(repository: Repository, ref: str) -> None:
@@ -42,10 +38,11 @@ def drop(repository: Repository, ref: str) -> None:
 
 def set_head(repository: Repository, commit: str, branch: str, *, inherit: int | None = None) -> None:
     """Point HEAD at ``commit``: through ``branch`` if its tip is that commit already, else detached."""
-    if branch and repository.tip(branch) == commit:
-        run(repository.git_dir, "symbolic-ref", "HEAD", f"refs/heads/{branch}", inherit=inherit)
-    elif repository.head_is_detached_at(commit):
-        return
+    attached = branch if branch and repository.tip(branch) == commit else ""
+    if repository.head() == Head(commit, attached):
+        return  # git would write a reflog entry for nothing
+    if attached:
+        run(repository.git_dir, "symbolic-ref", "HEAD", f"refs/heads/{attached}", inherit=inherit)
     else:
         run(repository.git_dir, "update-ref", "--no-deref", "-m", "lych_checkpoint: restore", "HEAD", commit,
             inherit=inherit)

@@ -91,6 +91,14 @@ def others(lens: Lens, *, directories: bool = False) -> list[bytes]:
     return [path for path in found if not lens.left_out(path)]
 
 
+def is_below(path: bytes) -> bool:
+    """Whether a path from an index stays in the working tree and out of ``.git``.
+
+    git checks that when it adds to an index, not when it lists one that somebody else wrote.
+    """
+    return not any(part in (b"", b".", b"..") or part.lower() == b".git" for part in path.split(b"/"))
+
+
 class Folders:
     """Looks at paths below one directory without following a symlink anywhere. Answers are kept: short-lived."""
 

@@ -151,7 +151,7 @@ def _look(
     captured = captured_tree = ""
     with opened(repository, configuration, head.commit, fresh=False, leave_out=leave_out) as lens:
         tracked = worktree.tracked(lens)
-        _refuse_strange(member, tracked, leave_out)
+        _refuse_strange(member, tracked, leave_out, dirty)
         if watch is not None:
             watch.arm(number, member.directory, tracked.files, lens)
         changes = worktree.changes(lens)
@@ -160,7 +160,7 @@ def _look(
             raise Refused(f"holds a repository that is no member: {worktree.shown(nested[0].path)}", member.path,
                           "list it in LYCH_EXTENSIONS, or ignore it in .gitignore", "nested")
         filtered = worktree.filtered(lens) if _may_filter(tracked, repository) else []
-    if changes or filtered:
+    if changes or filtered or tracked.hidden:
         if dirty != "capture" or store is None:
             raise _dirty(member, changes, filtered)
         captured, captured_tree = capture(repository, configuration, head.commit, store, _SCANNED, leave_out)
@@ -173,12 +173,12 @@ def _look(
                 leave_out=leave_out, shadow=store)
 
 
-def _refuse_strange(member: Member, tracked: worktree.Tracked, leave_out: tuple[bytes, ...]) -> None:
+def _refuse_strange(member: Member, tracked: worktree.Tracked, leave_out: tuple[bytes, ...], dirty: str) -> None:
     strangers = [path for path in tracked.links if path not in leave_out]
     if strangers:
         raise Refused(f"holds a submodule that is no member: {worktree.shown(strangers[0])}", member.path,
                       "list it in LYCH_EXTENSIONS", "submodule")
-    if tracked.hidden:
+    if tracked.hidden and dirty != "capture":
         raise Refused(f"git is told to look away from {worktree.shown(tracked.hidden[0])}", member.path,
                       "git update-index --no-assume-unchanged --no-skip-worktree FILE", "hidden")
 
