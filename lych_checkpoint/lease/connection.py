@@ -45,7 +45,8 @@ class Store:
         self.where = f"redis {parts.hostname or parts.path}:{parts.port or 6379}"
         self.client: redis.Redis = redis.Redis.from_url(
             url, decode_responses=True, socket_timeout=answer_timeout_s, socket_connect_timeout=answer_timeout_s,
-            retry=Retry(NoBackoff(), 1), health_check_interval=0,
+            # A lost connection is made again at once; a server that does not answer is not asked twice.
+            retry=Retry(NoBackoff(), 1, (redis.ConnectionError,)), health_check_interval=0,
         )
 
     @contextmanager

@@ -43,6 +43,7 @@ def _listen(store: Store, member: Member, done: threading.Event) -> None:
                 member.look()
             except CheckpointError as error:
                 logger.debug("Look failed: %s", error)
+                member.tick()  # a server that does not answer took its time; that was no sleep
                 member.overdue()
                 done.wait(0.05)  # a refused connection answers at once; do not spin on it
             except Exception:  # the thread is the worker's life line: it must outlive what it did not foresee

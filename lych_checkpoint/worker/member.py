@@ -87,8 +87,10 @@ class Member:
         return self._store.keys.uuid
 
     def tick(self) -> None:
-        """Note that the listener ran: the process is awake."""
-        self._ticked_s = clock_s()
+        """Note that the listener ran: the process is awake. Ends no sleep that was too long; only a look does."""
+        now_s = clock_s()
+        if now_s - self._ticked_s <= roster.LICENCE_S:
+            self._ticked_s = now_s
 
     def may_start(self) -> bool:
         """Say whether a task may start as far as sleep goes: after a long one only a look at the lease can tell."""
@@ -118,6 +120,7 @@ class Member:
         """
         with self._lock:
             token = self._freeze.token if self._freeze else ""
+            asked_s = clock_s()  # before the question: a process stopped right after the answer has slept
             seen = roster.beat(self._store, self._described(), token)
             self._misses = 0
             reborn = self._born_ms is not None and seen.born_ms != self._born_ms
@@ -133,6 +136,7 @@ class Member:
                 self._opened_by_look(thawed=seen.thawed)
             elif self.barrier is not None and (self.barrier.closed or self.barrier.held()) and not self.left:
                 self.barrier.open()  # closed or held because it had slept, or could not look
+            self._ticked_s = max(self._ticked_s, asked_s)
 
     def overdue(self) -> None:
         """Act on a look that failed: open when the lease has ended, or leave if it was a restore's."""

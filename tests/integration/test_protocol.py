@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,7 +21,9 @@ from lych_checkpoint.lease import gone, lease, lock, marks, requests, roster
 from lych_checkpoint.lease.connection import Store
 from lych_checkpoint.process import Identity
 from lych_checkpoint.worker.barrier import Barrier
-from lych_checkpoint.worker.member import Member
+from lych_checkpoint.worker.listener import listening
+from lych_checkpoint.worker.member import Member, clock_s
+from ops.servers.redis import RedisNode
 
 
 @dataclass
@@ -120,8 +123,9 @@ def test_ack_after_an_opening_by_expiry_is_broken_for_good(store: Store, worker:
         frozen.wait_for_acks()
         frozen.drain()
         lease.renew(store, frozen.token, 30)  # W does not see this in time
-        time.sleep(1.1)
-        one.member.tick()  # awake all the time, only cut off
+        for _ in range(3):
+            time.sleep(0.4)
+            one.member.tick()  # awake all the time, only cut off
         one.member.overdue()
         one.barrier.admit(Task("slipped"))
         assert one.started == ["slipped"]
@@ -157,6 +161,43 @@ def test_worker_asleep_through_a_wipe_starts_nothing_before_it_looked(
     one.barrier.admit(Task("stale"))
     assert one.started == []
     assert one.exits == [75]
+
+
+def test_sleep_is_not_forgotten_because_the_listener_woke_first(store: Store, worker: Callable[..., Worker]) -> None:
+    one = worker()
+    one.member.look()
+    one.member._ticked_s -= roster.LICENCE_S * 2
+    lease.take(store, mode="checkpoint", reason="while it slept", coordinator={}, lowest_epoch=0, lease_s=5)
+    one.member.tick()  # its next act is to look, but the main loop is faster
+    one.barrier.admit(Task("stale"))
+    assert one.started == []
+    assert one.member.frozen
+
+
+def test_freeze_ends_in_time_when_redis_does_not_answer(
+    store: Store, worker: Callable[..., Worker], redis_node: RedisNode
+) -> None:
+    one = worker()
+    one.member.look()
+    gone.settle(store)
+    with listening(store, one.member):
+        lease.take(store, mode="checkpoint", reason="a test", coordinator={}, lowest_epoch=0, lease_s=2)
+        one.member.look()
+        assert one.member._freeze is not None
+        ends_s = one.member._freeze.until_s
+        one.barrier.admit(Task("held"))
+        assert redis_node.pid is not None
+        os.kill(redis_node.pid, signal.SIGSTOP)
+        try:
+            while one.barrier.closed:
+                assert clock_s() < ends_s + 1
+                time.sleep(0.01)
+            assert clock_s() >= ends_s
+            one.barrier.let_go()  # as Celery's main loop does when woken
+            assert one.started == ["held"]
+            assert clock_s() < ends_s + 1
+        finally:
+            os.kill(redis_node.pid, signal.SIGCONT)
 
 
 def test_slept_worker_goes_on_when_nothing_happened(store: Store, worker: Callable[..., Worker]) -> None:
