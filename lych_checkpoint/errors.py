@@ -4,7 +4,7 @@
 
     CheckpointError
     ├── SettingError        2   a setting is unknown, missing or bad
-    ├── NameError_          2   no such checkpoint, or more than one
+    ├── UnknownName         2   no such checkpoint, or more than one
     ├── Refused             1   the attempt stopped; nothing changed, workers run
     ├── Damage              3   a sealed file changed, went missing or appeared
     ├── FreezeError         4   no ack, or no drain, in time; everything thawed
@@ -58,7 +58,7 @@ class SettingError(CheckpointError):
     default_code = "bad-setting"
 
 
-class NameError_(CheckpointError):  # noqa: N801 - the builtin has the plain name
+class UnknownName(CheckpointError):
     """Raised when a checkpoint's name fits none or several. Nothing was read or changed."""
 
     exit_code = 2

@@ -139,7 +139,7 @@ def _refuse_open_restore(federation: Federation) -> None:
                          "restore-open")
 
 
-def _refuse_unless(aligned: bool, known: Witness) -> None:  # noqa: FBT001 - reads as the sentence it is
+def _refuse_unless(aligned: bool, known: Witness) -> None:
     if not aligned:
         raise GateUnsure(f"a restore (generation {known.generation}) has not brought back this body yet", "witness",
                          "lych-checkpoint recover", "restore-open")

@@ -114,9 +114,8 @@ class BodyLock:
 
     def dumps(self) -> str:
         """Return the TOML text; one repository a table, sorted by path, empty facts left out."""
-        tables = []
-        for pin in sorted(self.repos, key=lambda pin: pin.path.encode()):
-            tables.append({name: value for name, value in asdict(pin).items() if value})
+        ordered = sorted(self.repos, key=lambda pin: pin.path.encode())
+        tables = [{name: value for name, value in asdict(pin).items() if value} for pin in ordered]
         return tomli_w.dumps({
             "version": VERSION, "release": RELEASE, "checkpoint": self.checkpoint, "created_at": self.created_at,
             "signature": self.signature, "repo": tables,

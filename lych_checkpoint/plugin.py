@@ -124,7 +124,7 @@ def install(app: Celery) -> Plugin:
 
 
 def _early_fingerprint(plugin: Plugin) -> None:
-    """Take the fingerprint now if the environment alone says enough: reading `app.conf` here would settle it early."""
+    """Take the fingerprint if the environment alone says enough: reading `app.conf` here would settle it early."""
     try:
         settings = Settings.load()
         plugin._fingerprint = body.fingerprint(settings.root, settings.core, settings.extensions)  # noqa: SLF001
@@ -172,7 +172,7 @@ def read_schedule(text: str) -> Any:
     """
     fields = text.split()
     try:
-        if len(fields) == 5:  # noqa: PLR2004 - minute, hour, day of month, month, day of week
+        if len(fields) == 5:
             return crontab.from_string(text)
         seconds = float(text)
         if seconds > 0:

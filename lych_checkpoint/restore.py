@@ -20,7 +20,7 @@ from lych_checkpoint.database import connect
 from lych_checkpoint.errors import CheckpointError, Damage, Refused, RestoreOpen
 from lych_checkpoint.federation import Federation
 from lych_checkpoint.journal import Journal
-from lych_checkpoint.lease import gone, lease, lock, marks
+from lych_checkpoint.lease import lease, lock, marks
 from lych_checkpoint.manifest import BodyLock, Manifest
 from lych_checkpoint.soul import Soul
 from lych_checkpoint.vault import write_atomic
@@ -32,7 +32,7 @@ def plan(federation: Federation, name: str) -> dict[str, Any]:
     """Say what a restore would bring and take; changes nothing.
 
     Raises:
-        NameError_: no such checkpoint.
+        UnknownName: no such checkpoint.
         Damage: its sealed bytes are not what was sealed.
     """
     manifest = _verified(federation, name)

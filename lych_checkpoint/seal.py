@@ -112,7 +112,9 @@ def _signature_damages(whole: bytes, sealed: bytes, public: Ed25519PublicKey) ->
 
 
 def _file_damages(folder: Path, manifest: Manifest) -> list[str]:
-    damages = [] if manifest.id == folder.name else [f"the directory is named {folder.name}, sealed was {manifest.id}"]
+    damages = []
+    if manifest.id != folder.name:
+        damages.append(f"the directory is named {folder.name}, sealed was {manifest.id}")
     try:
         found = _files(folder)
     except (OSError, Refused) as error:

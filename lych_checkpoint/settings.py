@@ -7,6 +7,7 @@ free for others.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tomllib
@@ -89,13 +90,13 @@ class Settings(BaseSettings):
     def _known_periods(cls, value: dict[str, int]) -> dict[str, int]:
         odd = set(value) - {"last", "hourly", "daily", "weekly", "monthly", "yearly"}
         if odd:
-            raise ValueError(f"unknown period {sorted(odd)[0]!r}")
+            raise ValueError(f"unknown period {min(odd)!r}")
         return value
 
     @classmethod
     def settings_customise_sources(  # noqa: D102 - pydantic's hook
         cls,
-        settings_cls: type[BaseSettings],
+        settings_cls: type[BaseSettings],  # noqa: ARG003
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
@@ -119,7 +120,7 @@ class Settings(BaseSettings):
         lower = {**_read_file(), **{name[5:]: value for name, value in conf.items() if name.startswith("lych_")}}
         unknown = sorted(set(lower) - set(cls.model_fields))
         if unknown:
-            raise SettingError(f"unknown setting {unknown[0]!r}", f"lych_{unknown[0]}", "see `Settings` in the README")
+            raise SettingError(f"unknown setting {unknown[0]!r}", f"lych_{unknown[0]}", "see docs/settings.md")
         try:
             settings = cls(**lower)
         except ValidationError as error:
@@ -146,6 +147,13 @@ class Settings(BaseSettings):
         if not value:
             raise SettingError("is required and not set", f"LYCH_{name.upper()}", f"set LYCH_{name.upper()}")
         return value
+
+    def environment(self) -> dict[str, str]:
+        """Return all settings as environment variables, for a process that must not load the app."""
+        return {
+            "LYCH_" + name.upper(): value if isinstance(value, str) else json.dumps(value)
+            for name, value in self.model_dump(mode="json").items() if value is not None
+        }
 
     @property
     def vault_path(self) -> Path:

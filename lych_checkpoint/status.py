@@ -1,4 +1,4 @@
-"""What is going on: the freeze in force, every worker's state, an open restore. And the freeze as a product of its own."""
+"""What is going on: the freeze, every worker, an open restore; and maintenance mode, a freeze by hand."""
 
 from __future__ import annotations
 
@@ -20,14 +20,19 @@ def status(federation: Federation) -> dict[str, Any]:
     for boot in gone.gone(store, entries, federation.settings.gone_after_s):
         del entries[boot]
     open_restore = journal.read(federation.vault)
-    restore = {"phase": open_restore.phase, "checkpoint": open_restore.checkpoint} if open_restore else None
+    restore = None
+    if open_restore is not None:
+        restore = {"phase": open_restore.phase, "checkpoint": open_restore.checkpoint}
     state = "restoring" if open_restore and open_restore.phase != "staging" else facts.phase if facts else "thawed"
     return {
         "state": state,
         "freeze": _freeze_document(facts) if facts else None,
         "workers": [
-            {"name": entry.name, "pool": entry.pool, "state": entry.state, "in_flight": entry.in_flight,
-             "parked": sum(one["boot"] == boot for one in parked.values()), "loaded": entry.loaded, "disk": entry.disk}
+            {
+                "name": entry.name, "pool": entry.pool, "state": entry.state, "in_flight": entry.in_flight,
+                "parked": sum(one["boot"] == boot for one in parked.values()), "loaded": entry.loaded,
+                "disk": entry.disk,
+            }
             for boot, entry in sorted(entries.items(), key=lambda item: item[1].name)
         ],
         "restore": restore,

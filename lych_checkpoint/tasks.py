@@ -6,8 +6,8 @@ from typing import Any, Protocol
 
 from celery import Celery
 
-from lych_checkpoint import coordinator, seal
-from lych_checkpoint.errors import CheckpointError, Damage
+from lych_checkpoint import coordinator, inspection
+from lych_checkpoint.errors import CheckpointError
 from lych_checkpoint.federation import Federation
 from lych_checkpoint.lease import requests
 
@@ -47,12 +47,7 @@ def register(app: Celery, plugin: Opens) -> None:
     @app.task(name="checkpoint.verify", ignore_result=False)
     def verify(name: str = "latest") -> dict[str, Any]:
         """Verify a sealed checkpoint; fails with `Damage` if a byte is not what was sealed."""
-        federation = plugin.federation()
-        manifest = federation.vault.resolve(name)
-        damages = seal.verify(federation.vault.path(manifest.id), federation.settings.key_path)
-        if damages:
-            raise Damage("; ".join(damages), manifest.id, "restore another checkpoint")
-        return {"schema": SCHEMA, "id": manifest.id, "state": "whole", "depth": "digests"}
+        return {"schema": SCHEMA, **inspection.verify(plugin.federation(), name)}
 
 
 

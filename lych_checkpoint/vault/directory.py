@@ -131,7 +131,7 @@ class Vault:
         """Return the checkpoint that an id, a unique prefix, `latest`, `latest~2` or a label names.
 
         Raises:
-            NameError_: none or several fit.
+            UnknownName: none or several fit.
         """
         ids = self.ids()
         if name in ids:

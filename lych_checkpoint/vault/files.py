@@ -29,12 +29,14 @@ def writing(where: Path) -> Iterator[None]:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise Refused(f"cannot be written: {error.strerror}", str(name), "run as the vault's owner",
                           "vault-unwritable") from error
-        raise Away(f"cannot be reached: {error.strerror}", str(name), "mount or set LYCH_VAULT, then `lych-checkpoint "
-                   "init`", "vault-away") from error
+        raise Away(f"cannot be reached: {error.strerror}", str(name),
+                   "mount or set LYCH_VAULT, then `lych-checkpoint init`", "vault-away") from error
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Replace ``path`` by ``data`` in one step that survives a crash: write aside, fsync, rename, fsync the directory.
+    """Replace ``path`` by ``data`` in one step that survives a crash.
+
+    It is written aside, fsynced, renamed, and the directory fsynced.
 
     Raises:
         Refused, Away: as `writing`; the old file stands.

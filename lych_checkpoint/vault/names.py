@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Sequence
 
-from lych_checkpoint.errors import NameError_
+from lych_checkpoint.errors import UnknownName
 from lych_checkpoint.manifest import Manifest
 
 _LATEST = re.compile(r"latest(?:~(\d+))?")
@@ -18,23 +18,23 @@ def resolve(name: str, manifests: Sequence[Manifest]) -> Manifest:
     """Return the one of ``manifests`` (oldest first) that ``name`` means; ids themselves are the caller's.
 
     Raises:
-        NameError_: none or several fit; the message lists the nearest, or all that fit.
+        UnknownName: none or several fit; the message lists the nearest, or all that fit.
     """
     relative = _LATEST.fullmatch(name)
     if relative:
         own = [one for one in manifests if not one.safety]
         back = int(relative[1] or 0)
         if back >= len(own):
-            raise NameError_(f"there are only {len(own)} sealed checkpoints", name, "lych-checkpoint list")
+            raise UnknownName(f"there are only {len(own)} sealed checkpoints", name, "lych-checkpoint list")
         return own[-1 - back]
     fitting = [one for one in manifests if one.label == name]
     if not fitting and len(name) >= _PREFIX_LENGTH:
         fitting = [one for one in manifests if one.id.startswith(name)]
     if len(fitting) > 1:
         listed = ", ".join(one.id for one in fitting[:5])
-        raise NameError_(f"{len(fitting)} checkpoints fit: {listed}", name, "use a whole id", "ambiguous-name")
+        raise UnknownName(f"{len(fitting)} checkpoints fit: {listed}", name, "use a whole id", "ambiguous-name")
     if not fitting:
         near = difflib.get_close_matches(name, [one.label or one.id for one in manifests] + ["latest"], 1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise NameError_(f"no checkpoint has this name{hint}", name, "lych-checkpoint list")
+        raise UnknownName(f"no checkpoint has this name{hint}", name, "lych-checkpoint list")
     return fitting[0]

@@ -1,0 +1,77 @@
+"""The verbs that change what is on disk: init, restore, recover."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from lych_checkpoint import restore, setup
+from lych_checkpoint.cli import answer
+from lych_checkpoint.cli.words import agree
+
+
+@click.command("init")
+def init_command() -> None:
+    """Make vault, key and witness; asks nothing, and may be repeated."""
+    document = setup.init(answer.federation())
+    answer.say(document, [f"federation {document['federation']} ({document['uuid']})", f"vault {document['vault']}"])
+
+
+@click.command("restore")
+@click.argument("name")
+@click.option("--dry-run", is_flag=True, help="Say what would come and go; change nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def restore_command(*, name: str, dry_run: bool, yes: bool) -> None:
+    """Bring body and soul of a checkpoint back, both or neither."""
+    _leave_the_body("restore", name, *["--dry-run"] * dry_run, *["--yes"] * yes)
+    federation = answer.federation()
+    plan = restore.plan(federation, name)
+    if dry_run:
+        answer.say(plan, _plan_lines(plan))
+        return
+    for line in [] if yes else _plan_lines(plan):
+        click.echo(line, err=True)
+    agree(f"Restore {plan['checkpoint']}?", yes=yes)
+    document = restore.restore(federation, plan["checkpoint"])
+    answer.say(document, [
+        f"restored {document['checkpoint']}, generation {document['generation']}",
+        f"the displaced pair is kept as {document['safety']}",
+        ", ".join(f"{phase} {took_ms:.0f} ms" for phase, took_ms in document["phases_ms"].items()),
+    ])
+
+
+@click.command("recover")
+def recover_command() -> None:
+    """End a restore that was cut off, on the new pair or on the old one."""
+    _leave_the_body("recover")
+    document = restore.recover(answer.federation())
+    answer.say(document, "nothing is open" if document["recovered"] is None else
+               f"recovered the {document['recovered']} pair of restore {document['checkpoint']}")
+
+
+def _leave_the_body(*argv: str) -> None:
+    """Go on in a program that imports nothing of the body, which is about to be replaced."""
+    plugin = getattr(answer.app(), "lych", None)
+    if plugin is None:
+        return
+    as_json = ["--json"] * bool(click.get_current_context().meta.get("lych.json"))
+    sys.stdout.flush()
+    _become([sys.executable, "-P", "-m", "lych_checkpoint", *as_json, *argv],
+            {**os.environ, **plugin.settings.environment()})
+
+
+def _become(argv: list[str], environment: dict[str, str]) -> NoReturn:
+    os.execve(argv[0], argv, environment)  # noqa: S606 - no shell is meant
+
+
+def _plan_lines(plan: dict[str, Any]) -> list[str]:
+    generation = plan["generation"]
+    rows = [(path, (one["from"] or "-")[:12], (one["to"] or "-")[:12]) for path, one in plan["repos"].items()]
+    return [
+        f"{plan['checkpoint']} of {plan['created_at']}, {plan['driver']}",
+        f"generation {generation['from']} becomes {generation['to']}",
+        *answer.table(rows, ("repository", "goes", "comes")),
+    ]

@@ -1,0 +1,58 @@
+"""The verbs that change nothing: list, show, verify, gate, doctor."""
+
+from __future__ import annotations
+
+import click
+
+from lych_checkpoint import doctor, gate, inspection
+from lych_checkpoint.cli import answer
+
+
+@click.command("list")
+def list_command() -> None:
+    """List the sealed checkpoints, oldest first."""
+    manifests = list(answer.federation().vault.manifests())
+    rows = [
+        (one.id, one.label or "-", "safety" if one.safety else one.soul.driver, len(one.repos), one.bytes,
+         one.reason or "-")
+        for one in manifests
+    ]
+    answer.say({"checkpoints": [one.as_json() for one in manifests]},
+               answer.table(rows, ("id", "label", "driver", "repositories", "bytes", "reason")))
+
+
+@click.command("show")
+@click.argument("name", default="latest")
+def show_command(*, name: str) -> None:
+    """Show one checkpoint."""
+    document = answer.federation().vault.resolve(name).as_json()
+    answer.say(document, [f"{key}: {value}" for key, value in document.items()])
+
+
+@click.command("verify")
+@click.argument("name", default="latest")
+@click.option("--deep", is_flag=True, help="Also digest what is sealed by identity, and check the pages.")
+def verify_command(*, name: str, deep: bool) -> None:
+    """Compare every byte of a checkpoint with what was sealed."""
+    document = inspection.verify(answer.federation(), name, deep=deep)
+    answer.say(document, f"{document['id']} is whole ({document['depth']})")
+
+
+@click.command("gate")
+def gate_command() -> None:
+    """Say whether a worker may start on this body and soul."""
+    report = gate.check(answer.federation())
+    rows = [(path, one.verdict, one.disk[:12], one.witness[:12]) for path, one in report.repos.items()]
+    answer.say(report.as_json(), [report.verdict, *answer.table(rows, ("repository", "verdict", "disk", "witness"))])
+
+
+@click.command("doctor")
+@click.pass_context
+def doctor_command(ctx: click.Context) -> None:
+    """Look at everything a checkpoint stands on."""
+    findings = doctor.doctor(answer.federation(), answer.app())
+    lines = answer.table([(one.state, one.check, one.what) for one in findings], ("state", "check", "what"))
+    lines += [f"mend {one.check} with: {one.mend}" for one in findings if one.mend and one.state != doctor.OK]
+    code = doctor.exit_code(findings)
+    answer.say({"healthy": code == 0, "checks": [one.as_json() for one in findings]}, lines)
+    ctx.exit(code)

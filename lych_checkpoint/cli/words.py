@@ -1,0 +1,68 @@
+"""What a person types after a verb: durations, labels, tags, yes."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Any
+
+import click
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Duration(click.ParamType[Any]):
+    """`90s`, `10m`, `2h`: seconds as a float."""
+
+    name = "duration"
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the seconds."""
+        if isinstance(value, float):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", str(value))
+        if not found or float(found[1]) <= 0:
+            self.fail(f"{value!r} is no duration such as 90s, 10m or 2h", param, ctx)
+        return float(found[1]) * _UNITS_S[found[2]]
+
+
+class Label(click.ParamType[Any]):
+    """One plain word that is no other way to name a checkpoint."""
+
+    name = "word"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return it."""
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]{0,63}", value) or re.fullmatch(r"latest(~\d+)?", value):
+            self.fail(f"{value!r} is no plain word (letters, digits, . _ -, and not `latest`)", param, ctx)
+        return value
+
+
+class Tag(click.ParamType[Any]):
+    """`key=value`."""
+
+    name = "key=value"
+
+    def convert(self, value: str | tuple[str, str], param: click.Parameter | None,
+                ctx: click.Context | None) -> tuple[str, str]:
+        """Return key and value."""
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = value.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", key):
+            self.fail(f"{value!r} is not key=value", param, ctx)
+        return key, text
+
+
+def agree(question: str, *, yes: bool) -> None:
+    """Go on only with a person's yes; without a terminal nobody is asked.
+
+    Raises:
+        click.UsageError: there is no terminal and no ``--yes``.
+        click.Abort: the person said no.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise click.UsageError("there is no terminal to ask on: say --yes")
+    click.confirm(question, abort=True, err=True)
