@@ -12,6 +12,7 @@ from lych_checkpoint.database import connect, underlying
 from lych_checkpoint.errors import CheckpointError, Refused
 from lych_checkpoint.federation import Federation
 from lych_checkpoint.lease import requests
+from lych_checkpoint.lease.connection import Store
 from lych_checkpoint.settings import Settings
 
 #: How often a parked task looks whether it may go on.
@@ -97,7 +98,7 @@ def safepoint() -> None:
     """Let a freeze pass here. In the body of a long task: returns at once while nothing is frozen, else parks.
 
     A parked task counts as drained: call this only where the task holds no transaction open and no file half written.
-    Outside a worker it does nothing.
+    Where Redis is away a parked task goes on when its worker does. Outside a worker it does nothing.
     """
     task = current_task
     if not task:
@@ -106,6 +107,15 @@ def safepoint() -> None:
     if plugin is None or not plugin.frozen[0]:
         return
     store = plugin.federation().store()
-    requests.park(store, str(task.request.id), plugin.boot, task.name)
-    while not requests.unpark(store, str(task.request.id)):
-        time.sleep(_PARKED_POLL_S)
+    try:
+        while _is_paused(store, str(task.request.id), plugin, task.name):
+            time.sleep(_PARKED_POLL_S)
+    finally:
+        store.close()
+
+
+def _is_paused(store: Store, task_id: str, plugin: Any, task: str) -> bool:
+    try:
+        return requests.pause(store, task_id, plugin.boot, task)
+    except CheckpointError:  # nothing can be known: the worker's own barrier opens when its lease has ended
+        return bool(plugin.frozen[0])

@@ -53,7 +53,7 @@ class Freeze:
         self._gone: dict[str, str] = {}
         self._exempt: set[str] = set()
         self._entries: dict[str, roster.Entry] = {}
-        self._confirmed_ms = 0
+        self._confirmed_ms = self._proven_ms = 0
 
     def wait_for_acks(self) -> None:
         """Return when every worker has closed its barrier.
@@ -72,10 +72,10 @@ class Freeze:
         """Return when every task that had started is done, parked and exempt ones aside.
 
         Raises:
-            FreezeError: one is still running after the drain's time; task, id and worker are named.
+            FreezeError: one is still running after the drain's time; task, id, age and worker are named.
         """
         def running(acks: dict[str, roster.Ack]) -> list[str]:
-            parked = requests.parked(self._store)
+            parked = requests.parked(self._store, self.epoch)
             lines = []
             for boot in self._expected():
                 ack = acks.get(boot)
@@ -84,7 +84,8 @@ class Freeze:
                     continue
                 self._exempt.update(ack.exempt)
                 lines += [
-                    f"{ack.tasks.get(one, 'task')} [{one}] still runs on {self._entries[boot].name}"
+                    f"{ack.tasks.get(one, 'task')} [{one}] has run for {ack.ages_s.get(one, 0):.1f} s on "
+                    f"{self._entries[boot].name} and did not end"
                     for one in ack.in_flight
                     if one not in self._terms.through and parked.get(one, {}).get("boot") != boot
                 ]
@@ -116,13 +117,21 @@ class Freeze:
             FreezeError: it is not so; nothing taken in this freeze may be sealed (code ``freeze-broken``).
         """
         self._captured_s = time.monotonic()
-        self._confirmed_ms, problems = roster.confirm(
+        self._confirmed_ms, self._proven_ms, problems = roster.confirm(
             self._store, self.token, self.epoch, set(self._gone), set(self._terms.through))
         if problems:
             names = {boot: entry.name for boot, entry in roster.entries(self._store).items()}
             boot, _, what = problems[0].partition(": ")
             raise FreezeError(f"the freeze did not hold: {names.get(boot, boot)}: {what}", self._store.where,
                               "try again", "freeze-broken")
+
+    def proven_until(self, thawed_ms: int, *, ours: bool) -> int:
+        """Return until when this freeze is proven, in ms.
+
+        That is the thaw, unless this process was too slow between `confirm` and its thaw: then a worker may have
+        opened by its lease's end, or somebody else thawed.
+        """
+        return min(thawed_ms, self._proven_ms) if ours else self._confirmed_ms
 
     def facts(self, thawed_ms: int, thawed_s: float, thaw_began_s: float) -> FreezeFacts:
         """Return what the manifest keeps of this freeze."""
@@ -204,8 +213,8 @@ def thawing(store: Store, terms: Terms, ring: Ring) -> Iterator[tuple[Freeze, Ca
         if not thawed:
             began_s = time.monotonic()
             renewing.stop()
-            at_ms = store.now_ms() if joined else lease.drop(store, token)[1]
-            thawed.append(freeze.facts(at_ms, time.monotonic(), began_s))
+            ours, at_ms = _still_standing(store, token) if joined else lease.drop(store, token)
+            thawed.append(freeze.facts(freeze.proven_until(at_ms, ours=ours), time.monotonic(), began_s))
             if not joined:
                 ring("thaw")
         return thawed[0]
@@ -222,6 +231,11 @@ def thawing(store: Store, terms: Terms, ring: Ring) -> Iterator[tuple[Freeze, Ca
         raise
     else:
         thaw()
+
+
+def _still_standing(store: Store, token: str) -> tuple[bool, int]:
+    at_ms, standing = store.now_ms(), lease.read(store)
+    return standing is not None and standing.token == token, at_ms
 
 
 def coordinator() -> dict[str, str | int]:

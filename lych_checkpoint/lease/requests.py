@@ -15,9 +15,24 @@ return {'1'}
 """
 # KEYS parked, lease; ARGV task id, record, prefix of the wake list. Wakes the coordinator of a freeze in force.
 _PARK = """
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('HSET', KEYS[1], ARGV[1], '* ' .. ARGV[2])
 local epoch = redis.call('HGET', KEYS[2], 'epoch')
 if epoch then redis.call('RPUSH', ARGV[3] .. epoch, 'parked') end
+return {'1'}
+"""
+# KEYS parked, lease; ARGV task id, record, prefix of the wake list. Parks for the freeze in force and no other: a
+# record that could not be taken back counts for nothing later. Returns {"0"} when nothing is frozen.
+_PAUSE = """
+local epoch = redis.call('HGET', KEYS[2], 'epoch')
+if not epoch then
+  redis.call('HDEL', KEYS[1], ARGV[1])
+  return {'0'}
+end
+local record = epoch .. ' ' .. ARGV[2]
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= record then
+  redis.call('HSET', KEYS[1], ARGV[1], record)
+  redis.call('RPUSH', ARGV[3] .. epoch, 'parked')
+end
 return {'1'}
 """
 #: Outcomes are kept this long for whoever asked.
@@ -25,9 +40,19 @@ OUTCOME_TTL_S = 3600
 
 
 def park(store: Store, task_id: str, boot: str, task: str) -> None:
-    """Count the running task ``task_id`` of worker ``boot`` as drained until it is unparked."""
+    """Count the running task ``task_id`` of worker ``boot`` as drained, in every freeze, until it is unparked."""
     record = json.dumps({"boot": boot, "task": task})
     store.script(_PARK, [store.keys["parked"], store.keys["lease"]], task_id, record, store.keys["wake:"])
+
+
+def pause(store: Store, task_id: str, boot: str, task: str) -> bool:
+    """Count the running task as drained in the freeze in force; False, and unparked, when there is none.
+
+    To be asked again until it says False.
+    """
+    record = json.dumps({"boot": boot, "task": task})
+    return store.script(_PAUSE, [store.keys["parked"], store.keys["lease"]], task_id, record,
+                        store.keys["wake:"]) == ["1"]
 
 
 def unpark(store: Store, task_id: str) -> bool:
@@ -41,11 +66,13 @@ def forget_parked(store: Store, task_ids: list[str]) -> None:
         client.hdel(store.keys["parked"], *task_ids)
 
 
-def parked(store: Store) -> dict[str, dict[str, str]]:
-    """Return the parked tasks: id → boot, task."""
+def parked(store: Store, epoch: int | None = None) -> dict[str, dict[str, str]]:
+    """Return the parked tasks: id → boot, task; with ``epoch`` only those that count in that freeze."""
     with store.speaking() as client:
         found: dict[str, str] = client.hgetall(store.keys["parked"])
-    return {task_id: json.loads(record) for task_id, record in found.items()}
+    split = {task_id: text.partition(" ") for task_id, text in found.items()}
+    return {task_id: json.loads(record) for task_id, (of, _, record) in split.items()
+            if epoch is None or of in ("*", str(epoch))}
 
 
 def wait_in_line(store: Store, request: str, at_ms: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lych_checkpoint.lease.connection import Store
@@ -46,9 +46,11 @@ redis.call('PEXPIRE', KEYS[3], 3600000)
 return {text(left)}
 """
 # KEYS lease, roster, acks, parked, born; ARGV token, licence_ms, number gone, boots gone…, task ids let through…
-# Returns {now, problem, problem…}; no problem means that the window ended well at `now`.
+# Returns {now, until, problem, problem…}; no problem means that the window ended well at `now`, and that every
+# barrier stays closed until `until` unless the lease is ended before.
 _CONFIRM = _NOW + """
-local answer = {text(now)}
+local epoch, ends = redis.call('HGET', KEYS[1], 'epoch'), now + redis.call('PTTL', KEYS[1])
+local answer = {text(now), text(now)}
 local function problem(line) answer[#answer + 1] = line end
 if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then problem('lease: not ours any more') return answer end
 local born = tonumber(redis.call('GET', KEYS[5]) or now)
@@ -62,16 +64,19 @@ for _, boot in ipairs(redis.call('HKEYS', KEYS[2])) do
     if not found then problem(boot .. ': no ack') else
       local gap = string.find(found, ' ', 1, true)
       local ack = cjson.decode(string.sub(found, gap + 1))
-      if tonumber(string.sub(found, 1, gap - 1)) <= now then problem(boot .. ': its ack expired') end
+      local expiry = tonumber(string.sub(found, 1, gap - 1))
+      if expiry <= now then problem(boot .. ': its ack expired') end
+      ends = math.min(ends, expiry)
       if ack.broken then problem(boot .. ': it opened in between') end
       for _, id in ipairs(ack.in_flight) do
-        local parked = redis.call('HGET', KEYS[4], id)
-        if not through[id] and (not parked or cjson.decode(parked).boot ~= boot) then
-          problem(boot .. ': task ' .. id .. ' runs') end
+        local of, record = string.match(redis.call('HGET', KEYS[4], id) or '', '^(%S+) (.*)$')
+        local counts = (of == '*' or of == epoch) and cjson.decode(record).boot == boot
+        if not through[id] and not counts then problem(boot .. ': task ' .. id .. ' runs') end
       end
     end
   end
 end
+answer[2] = text(ends)
 return answer
 """
 
@@ -112,14 +117,15 @@ class Entry:
 class Ack:
     """What a worker says with its barrier closed.
 
-    ``in_flight`` are the ids of tasks that started and have not ended, exempt ones apart. ``broken``: it opened by
-    expiry under this very token, so no ack of it counts any more.
+    ``in_flight`` are the ids of tasks that started and have not ended, exempt ones apart; ``ages_s`` how long ago
+    they did. ``broken``: it opened by expiry under this very token, so no ack of it counts any more.
     """
 
     in_flight: tuple[str, ...]
     tasks: dict[str, str]
     exempt: tuple[str, ...]
     broken: bool
+    ages_s: dict[str, float] = field(default_factory=dict, compare=False)
 
     def dumps(self) -> str:
         """Return the JSON text."""
@@ -130,7 +136,7 @@ class Ack:
         """Read the JSON text back."""
         record = json.loads(text)
         return cls(in_flight=tuple(record["in_flight"]), tasks=record["tasks"], exempt=tuple(record["exempt"]),
-                   broken=record["broken"])
+                   broken=record["broken"], ages_s=record["ages_s"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,19 +177,20 @@ def acks(store: Store, epoch: int) -> dict[str, Ack]:
     return {boot: Ack.loads(text.partition(" ")[2]) for boot, text in found.items()}
 
 
-def confirm(store: Store, token: str, epoch: int, gone: set[str], through: set[str]) -> tuple[int, list[str]]:
+def confirm(store: Store, token: str, epoch: int, gone: set[str], through: set[str]) -> tuple[int, int, list[str]]:
     """Look at lease and every ack in one transaction, after the capture.
 
     Returns:
-        Redis's time in ms, and the problems in words, each led by the boot id; none means that the lease was ours
-        and every worker's barrier closed, drained and sure to stay closed past that time.
+        Redis's time in ms; until when, in ms, every worker honours its ack; and the problems in words, each led by
+        the boot id. None means that the lease was ours and every worker's barrier closed, drained and sure to stay
+        closed past that time.
     """
     keys = store.keys
     answer = store.script(
         _CONFIRM, [keys["lease"], keys["roster"], keys.acks(epoch), keys["parked"], keys["born"]],
         token, int(LICENCE_S * 1000), len(gone), *sorted(gone), *sorted(through),
     )
-    return int(answer[0]), answer[1:]
+    return int(answer[0]), int(answer[1]), answer[2:]
 
 
 def entries(store: Store) -> dict[str, Entry]:

@@ -214,6 +214,7 @@ class Member:
             tasks={one.task_id: one.task for one in running},
             exempt=tuple(sorted({one.task for one in running if one.exempt})),
             broken=token in self._broken,
+            ages_s={one.task_id: round(time.monotonic() - one.taken_s, 1) for one in running},
         )
 
     def _opened_by_look(self, *, thawed: bool) -> None:

@@ -308,7 +308,7 @@ def test_lost_lease_cannot_be_confirmed(store: Store, worker: Callable[..., Work
 
 def test_freshly_emptied_roster_is_not_trusted(store: Store) -> None:
     taken = lease.take(store, mode="checkpoint", reason="", coordinator={}, lowest_epoch=0, lease_s=5)
-    _at, problems = roster.confirm(store, taken.token, taken.epoch, set(), set())
+    _at, _until, problems = roster.confirm(store, taken.token, taken.epoch, set(), set())
     assert problems == ["roster: Redis was emptied a moment ago"]
 
 
@@ -330,6 +330,51 @@ def test_parked_task_counts_as_drained_and_wakes_only_outside_a_freeze(
         frozen.confirm()
         assert requests.unpark(store, "parks") is False
     assert requests.unpark(store, "parks") is True
+
+
+def test_task_parked_for_one_freeze_is_not_parked_in_the_next(store: Store, worker: Callable[..., Worker]) -> None:
+    one = worker()
+    one.member.look()
+    gone.settle(store)
+    one.barrier.admit(Task("parks"))
+    with freeze.thawing(store, terms(), silent) as (frozen, _thaw):
+        one.member.look()
+        frozen.wait_for_acks()
+        assert requests.pause(store, "parks", one.boot, "work") is True
+        frozen.drain()
+        frozen.confirm()
+    with freeze.thawing(store, terms(drain_timeout_s=0.3), silent) as (frozen, _thaw):  # Redis was away: still noted
+        one.member.look()
+        frozen.wait_for_acks()
+        with pytest.raises(FreezeError, match=r"work \[parks\] has run for \d+\.\d s on one and did not end"):
+            frozen.drain()
+        with pytest.raises(FreezeError, match="task parks runs"):
+            frozen.confirm()
+        assert requests.pause(store, "parks", one.boot, "work") is True
+        frozen.drain()
+        frozen.confirm()
+    assert requests.pause(store, "parks", one.boot, "work") is False
+    assert requests.parked(store) == {}
+
+
+@pytest.mark.parametrize("late", ["a worker's lease ended", "somebody else thawed"])
+def test_manifest_claims_no_quiet_after_what_was_proven(
+    store: Store, worker: Callable[..., Worker], late: str
+) -> None:
+    one = worker()
+    one.member.look()
+    gone.settle(store)
+    with freeze.thawing(store, terms(lease_s=1.0), silent) as (frozen, thaw):
+        one.member.look()
+        frozen.wait_for_acks()
+        frozen.drain()
+        frozen.confirm()
+        confirmed_s = store.now_ms() / 1000
+        if late == "somebody else thawed":
+            lease.drop(store, frozen.token)
+        time.sleep(1.2)  # the coordinator was stopped; its lease is renewed when it goes on
+        facts = thaw()
+    assert facts.thawed_at <= confirmed_s + (0 if late == "somebody else thawed" else 1)
 
 
 def test_workers_of_different_code_are_not_one_body(store: Store, worker: Callable[..., Worker]) -> None:
