@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
-from lych_checkpoint import seal, witness
-from lych_checkpoint.database import connect
+from lych_checkpoint import body, seal, witness
+from lych_checkpoint.database import Connection, connect
+from lych_checkpoint.errors import Refused
 from lych_checkpoint.federation import Federation
+from lych_checkpoint.witness import Witness
+
+logger = logging.getLogger(__name__)
+
+
+def _first_imprint(federation: Federation, connection: Connection, known: Witness) -> Witness:
+    """Give a new soul its first body; without one on disk yet that is left to the gate of the first worker."""
+    try:
+        return witness.imprint(connection, *body.pins(federation.members()))
+    except Refused as error:
+        logger.info("No body yet: %s", error, extra={"event": "init.no-body"})
+        return known
 
 
 def init(federation: Federation) -> dict[str, Any]:
@@ -21,7 +35,9 @@ def init(federation: Federation) -> dict[str, Any]:
     seal.make_key(settings.key_path)
     with connect(settings.need("database_url")) as connection:
         known = witness.init(connection, settings.federation)
-    vault.write_federation(known.federation, known.uuid)
+        vault.write_federation(known.federation, known.uuid)
+        if not known.signature:
+            known = _first_imprint(federation, connection, known)
     if vault.last_lineage() is None:
         vault.append_lineage("init", known.generation, known.signature)
     return {"federation": known.federation, "uuid": known.uuid, "vault": str(vault.root),

@@ -7,4 +7,5 @@ pytest_plugins = [
     "tests.fixtures.federation",
     "tests.fixtures.filesystems",
     "tests.fixtures.workers",
+    "tests.fixtures.client",
 ]

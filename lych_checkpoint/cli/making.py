@@ -19,19 +19,19 @@ _FOLLOW_S = 0.05
 
 
 @click.command("create")
-@click.option("--label", type=Label(), default="", help="A plain word to name it by.")
+@click.option("--label", type=Label(), default=None, help="A plain word to name it by.")
 @click.option("--reason", default="", help="Why, for people.")
 @click.option("--tag", "tags", type=Tag(), multiple=True, help="key=value; repeats.")
 @click.option("--here", is_flag=True, help="Coordinate in this process instead of a worker.")
 @click.option("--no-wait", is_flag=True, help="Answer 5 at once when something else runs.")
 @click.option("--timeout", type=Duration(), default=600.0, help="How long to follow the task; the default is 10m.")
-def create_command(*, label: str, reason: str, tags: tuple[tuple[str, str], ...], here: bool, no_wait: bool,
+def create_command(*, label: str | None, reason: str, tags: tuple[tuple[str, str], ...], here: bool, no_wait: bool,
                    timeout: float) -> None:
     """Seal a checkpoint."""
     federation, app = answer.federation(), answer.app()
-    asked = {"label": label, "reason": reason, "tags": dict(tags), "wait": not no_wait}
+    asked = {"label": label or "", "reason": reason, "tags": dict(tags), "wait": not no_wait}
     if here or app is None or not _task_would_run(federation):
-        request = coordinator.Request(label=label, reason=reason, tags=dict(tags), wait=not no_wait)
+        request = coordinator.Request(label=label or "", reason=reason, tags=dict(tags), wait=not no_wait)
         document = coordinator.create(federation, request, app)
     else:
         document = _follow(federation, app.send_task("checkpoint.create", kwargs=asked).id, timeout)

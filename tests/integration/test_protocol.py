@@ -391,15 +391,14 @@ def test_workers_of_different_code_are_not_one_body(store: Store, worker: Callab
         frozen.check_one_body()
 
 
-def test_lock_is_held_once_and_a_dead_owner_is_taken_over(store: Store) -> None:
+def test_lock_is_held_once_and_a_dead_owner_is_taken_over(store: Store, redis_url: str) -> None:
     with lock.held(store, "create"):
         assert lock.owner(store) == "create"
         with pytest.raises(LockHeld, match="create runs as pid"), lock.held(store, "restore"):
             pass
     pid = os.fork()
     if pid == 0:
-        with lock.held(Store(f"redis://{store.client.connection_pool.connection_kwargs['host']}:"
-                             f"{store.client.connection_pool.connection_kwargs['port']}/0", store.keys.uuid), "create"):
+        with lock.held(Store(redis_url, store.keys.uuid), "create"):
             os._exit(0)  # dies with the lock in Redis
     os.waitpid(pid, 0)
     assert lock.owner(store) == "create"
