@@ -54,6 +54,11 @@ class Area:
         """Where the repository ``path`` waits on that side."""
         return self.path / side / safe_name(path)
 
+    def workshop(self) -> Path:
+        """Where git directories of our own are made; what a kill leaves there goes with the place."""
+        (self.path / "build").mkdir(exist_ok=True)
+        return self.path / "build"
+
     def aside(self, side: Side, path: str, repository: Repository) -> Aside:
         """Where its loose files go when ``side`` is displaced."""
         name, other = safe_name(path), "new" if side == "old" else "old"

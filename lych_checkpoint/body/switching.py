@@ -118,5 +118,6 @@ def _bring(turn: _Turn, pin: RepoPin) -> None:
         area.aside(turn.leaving, pin.path, repository),
         alternates=(turn.shadow / f"{safe_name(pin.path)}.git" / "objects",) if pin.captured else (),
         leave_out=left_out_of(member, members, turn.leave_out), inherit=turn.inherit,
+        within=area.workshop(),
     )
     area.forget_clearing(turn.arriving, pin.path)

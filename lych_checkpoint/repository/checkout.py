@@ -70,6 +70,7 @@ def unlock(repository: Repository, *, alone: bool) -> None:
 def bring_to(
     repository: Repository, configuration: Configuration, goal: Goal, aside: Aside | None, *,
     alternates: Sequence[Path] = (), leave_out: Sequence[bytes] = (), inherit: int | None = None,
+    within: Path | None = None,
 ) -> None:
     """Make the working tree, the index and HEAD those of ``goal``.
 
@@ -81,13 +82,14 @@ def bring_to(
         alternates: further object directories.
         leave_out: paths that are not touched.
         inherit: see `command.run`.
+        within: where lenses are made.
 
     Raises:
         Refused: git failed, or another git took the index (``locked``); done again it goes on.
     """
     wanted = goal.captured or goal.commit
     with opened(repository, configuration, wanted, raw=bool(goal.captured), alternates=alternates,
-                leave_out=leave_out, inherit=inherit) as lens:
+                leave_out=leave_out, inherit=inherit, within=within) as lens:
         before = _listed(lens, repository.index)
         _build(lens, wanted)
         target = _listed(lens, lens.index)
@@ -106,7 +108,8 @@ def bring_to(
             _install_index(repository, lens.index)
     if goal.captured:
         # What git itself should find is the commit below, with the captured bytes as changes on top.
-        with opened(repository, configuration, goal.commit, leave_out=leave_out, inherit=inherit) as lens:
+        with opened(repository, configuration, goal.commit, leave_out=leave_out, inherit=inherit,
+                    within=within) as lens:
             _build(lens, goal.commit)
             _install_index(repository, lens.index)
     refs.set_head(repository, goal.commit, goal.branch, inherit=inherit)

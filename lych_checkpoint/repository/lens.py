@@ -90,6 +90,7 @@ def opened(
     leave_out: Sequence[bytes] = (),
     alternates: Sequence[Path] = (),
     inherit: int | None = None,
+    within: Path | None = None,
 ) -> Iterator[Lens]:
     """Open a lens for the body of the `with`.
 
@@ -102,8 +103,9 @@ def opened(
         leave_out: paths relative to the working tree that are not looked at.
         alternates: further object directories to read.
         inherit: see `command.run`.
+        within: where the lens is made, so that a kill leaves it there; the system's temporary directory if None.
     """
-    with tempfile.TemporaryDirectory(prefix="lych-lens-") as place:
+    with tempfile.TemporaryDirectory(prefix="lych-lens-", dir=within) as place:
         git_dir = Path(place)
         prepare(
             git_dir, object_format=configuration.object_format, head=head, raw=raw, leave_out=leave_out,

@@ -31,6 +31,7 @@ print("go", flush=True)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # each switch waits for the disk, which others may keep busy
 @pytest.mark.parametrize("whole_group", [False, True], ids=["only the parent", "git too"])
 def test_killed_switches_end_on_one_side(tmp_path: Path, whole_group: bool) -> None:
     root, vault = tmp_path / "root", tmp_path / "vault"
