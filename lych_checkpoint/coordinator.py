@@ -102,7 +102,7 @@ def _attempt(federation: Federation, store: Store, held: lock.Lock, request: Req
     )
     with (
         vault.partial(checkpoint_id) as partial,
-        body.scanning(federation.members(), dirty=settings.dirty, leave_out=federation.leave_out()) as scan,
+        federation.scanning() as scan,
         soul.capturing(checkpoint_id, partial / "soul") as capture,
         body.pinned(scan, checkpoint_id),
     ):

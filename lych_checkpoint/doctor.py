@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lych_checkpoint import body, broadcast, journal, witness
+from lych_checkpoint import broadcast, journal, witness
 from lych_checkpoint.database import connect
 from lych_checkpoint.errors import Away, CheckpointError, Refused
 from lych_checkpoint.federation import Federation
@@ -115,7 +115,7 @@ def _drivers(federation: Federation) -> Iterator[Finding]:
 def _body(federation: Federation) -> Iterator[Finding]:
     members = federation.members()
     yield Finding(check="body", state=OK, what=f"{len(members)} repositories below {federation.settings.root}")
-    with body.scanning(members, dirty=federation.settings.dirty, leave_out=federation.leave_out()) as scan:
+    with federation.scanning() as scan:
         yield Finding(check="body", state=OK, what=f"clean; re-checked by {scan.worktree_check}")
 
 

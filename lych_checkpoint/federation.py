@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,16 @@ class Federation:
     def found(self) -> tuple[body.Member, ...]:
         """Return whatever stands where core and extensions should, sound or not."""
         return body.find(self.settings.root, self.settings.core, self.settings.extensions)
+
+    def scanning(self) -> AbstractContextManager[body.Scan]:
+        """Scan the body by the settings; what it watches is given up when the block ends."""
+        return body.scanning(self.members(), dirty=self.settings.dirty, leave_out=self.leave_out(),
+                             shadow=self.shadow)
+
+    @property
+    def shadow(self) -> Path:
+        """Where the raw trees of dirty repositories are kept."""
+        return self.vault.root / "shadow"
 
     def leave_out(self) -> tuple[Path, ...]:
         """Return the paths that are ours even where they lie inside a repository."""

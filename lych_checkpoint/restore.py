@@ -98,7 +98,8 @@ def recover(federation: Federation) -> dict[str, Any]:
                 lease.drop(federation.store(), standing.token)
             return {"recovered": "old", "checkpoint": entry.checkpoint}
         with work.undone_on_error():
-            work.switch()
+            if entry.phase != "done":
+                work.switch()
             work.finish()
         return {"recovered": "new", **work.document()}
 
@@ -111,7 +112,7 @@ class _Work:
         self._folder = federation.vault.path(manifest.id)
         self._lock = BodyLock.loads((self._folder / "lychd.lock").read_text(), str(self._folder / "lychd.lock"))
         self._root = federation.settings.root
-        self._shadow = federation.vault.root / "shadow"
+        self._shadow = federation.shadow
         self._phases_ms: dict[str, float] = {}
         self._since_s = time.monotonic()
         self._ended = False
@@ -184,6 +185,7 @@ class _Work:
                                         checkpoint=entry.checkpoint, journal=entry.ticket)
         write_atomic(self._root / "lychd.lock", (self._folder / "lychd.lock").read_bytes(), mode=0o644)
         self._seal_safety()
+        body.unstage(self._lock, self._root, entry.ticket)
         marks.mark_restored(federation.store(), entry.generation)
         marks.mark_journal(federation.store(), "")
         journal.close(federation.vault, "restored")

@@ -21,8 +21,8 @@ def test_code_rolled_back_alone_is_refused(lych: Lych, workers: Workers, federat
     git(federation_root / "core", "checkout", "-q", "HEAD~1")
     old = git(federation_root / "core", "rev-parse", "HEAD")
     worker = workers.start("one", wait=False)
-    assert worker.wait() == 78
-    text = worker.log
+    assert worker.wait_exit() == 78
+    text = worker.text
     assert "core" in text
     assert old[:12] in text
     assert new[:12] in text
@@ -84,10 +84,10 @@ def test_worker_says_what_keeps_it_from_starting(
 ) -> None:
     assert lych("init").code == 0
     worker = workers.start("one", wait=False, environment={setting: value})
-    assert worker.wait() == code
-    assert "Traceback" not in worker.log
+    assert worker.wait_exit() == code
+    assert "Traceback" not in worker.text
     if code == 2:
-        assert setting in worker.log
+        assert setting in worker.text
     for verb in (["create", "--here"], ["gate"], ["status"]):
         answer = lych(*verb, "--json", **{setting: value})
         if answer.code != 0:
