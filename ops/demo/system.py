@@ -24,6 +24,7 @@ from ops.servers.filesystems import is_btrfs, make_pgdata_subvolume, remove_with
 from ops.servers.postgres import PostgresNode
 from ops.servers.redis import RedisNode
 
+_CHECKOUT = Path(__file__).parents[2]
 _GIT = {
     "GIT_AUTHOR_NAME": "Daemon", "GIT_AUTHOR_EMAIL": "daemon@example.org",
     "GIT_COMMITTER_NAME": "Daemon", "GIT_COMMITTER_EMAIL": "daemon@example.org",
@@ -62,7 +63,7 @@ class System:
         self.environment = {
             **_GIT,
             "TMPDIR": str(home / "tmp"),
-            "PYTHONPATH": os.pathsep.join(str(self.root / name) for name in REPOSITORIES),
+            "PYTHONPATH": os.pathsep.join(map(str, [_CHECKOUT, *(self.root / name for name in REPOSITORIES)])),
             "LYCH_FEDERATION": "demo",
             "LYCH_REDIS_URL": broker.url,
             "LYCH_DATABASE_URL": postgres.url("soul"),
@@ -74,7 +75,6 @@ class System:
         self._stack = stack
         self._redis = stack.enter_context(redis.Redis.from_url(broker.url))
         self._client = Celery("demo", broker=broker.url, backend=broker.url)
-        self._beat: CeleryProcess | None = None
 
     def make_body(self) -> None:
         """Make the core and two extensions from this project's own texts, one commit each."""
@@ -116,19 +116,20 @@ class System:
             raise MismatchError(f"celery call {task} ended with {done.returncode}:\n{_said(done)}")
         return self._client.AsyncResult(done.stdout.strip()).get(timeout=30, interval=0.02)
 
-    def evolve(self, files: dict[str, str], statements: list[str]) -> None:
-        """Have the daemon rewrite itself, and return when it has."""
+    def evolve(self, files: dict[str, str], statements: list[str]) -> str:
+        """Have the daemon rewrite itself, and return the id of the checkpoint it made before."""
         sent = self._client.send_task("evolve", args=[files, statements], queue="daemon")
-        sent.get(timeout=30, interval=0.02)
+        return str(sent.get(timeout=30, interval=0.02))
+
+    def start_beat(self) -> None:
+        """Start the beat; it only sends, so it lives through evolutions and restores."""
+        beat = CeleryProcess.beat("daemon", directory=self._logs(), environment=self.environment)
+        self._stack.enter_context(beat)
 
     def start(self, *names: str) -> None:
-        """Start workers, and the beat where none runs, and return when they are ready."""
+        """Start workers and return when they are ready."""
         for name in names:
             self.start_unready(name)
-        if self._beat is None or self._beat.exit_code is not None:
-            self._beat = self._stack.enter_context(
-                CeleryProcess.beat("daemon", directory=self._logs(), environment=self.environment)
-            )
         for name in names:
             self.workers[name].wait_ready()
 
@@ -140,12 +141,18 @@ class System:
         return self.workers[name]
 
     def stop(self) -> None:
-        """Stop workers and beat in good order."""
-        processes = [*self.workers.values(), *([self._beat] if self._beat else [])]
-        for process in processes:
-            process.ask_to_stop()
-        for process in processes:
-            process.stop()
+        """Stop all workers in good order; those that have ended already are only forgotten.
+
+        Raises:
+            MismatchError: one did not end by itself.
+        """
+        running = {name: worker for name, worker in self.workers.items() if worker.exit_code is None}
+        for worker in running.values():
+            worker.ask_to_stop()
+        for name, worker in running.items():
+            code = worker.stop()
+            if code:
+                raise MismatchError(f"worker {name} ended with {code} when stopped:\n{worker.text[-3000:]}")
         self.workers.clear()
 
     def stamps(self) -> list[dict[str, Any]]:

@@ -135,6 +135,8 @@ class PostgresNode:
                 wait_until(lambda: self._reaped(pid), timeout_s=timeout_s, else_say=lambda: "")
             except ServerError:
                 self.kill()
+            if self._child is not None:
+                self._child.poll()  # ours may have been stopped, and another started, by somebody else
         elif self._child is not None:
             end(self._child, signal.SIGQUIT)
 

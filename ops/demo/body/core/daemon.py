@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import importlib
 import json
 import os
@@ -33,6 +33,12 @@ lych_checkpoint.install(app)
 stamps = redis.Redis.from_url(BROKER)  # forked children each open a connection of their own
 
 
+@functools.cache
+def soul() -> psycopg.Connection[tuple[object, ...]]:
+    """Return this pool child's one connection."""
+    return psycopg.connect(DATABASE, autocommit=True)
+
+
 @app.task(name="pulse", ignore_result=True)
 def pulse(transfers: int = 10) -> None:
     """Ask for a handful of transfers; beat calls this."""
@@ -44,18 +50,19 @@ def pulse(transfers: int = 10) -> None:
 def transfer(organ: str) -> None:
     """Let one organ move money once, in one transaction, and stamp when this ran."""
     begun = time.time()
-    module = ORGANS[organ]
-    with psycopg.connect(DATABASE) as connection:
+    module, connection = ORGANS[organ], soul()
+    with connection.transaction():
         module.move(connection, f"core {VERSION}, {organ} {module.VERSION}")
     stamp = {"began": begun, "ended": time.time(), "organ": organ, "version": module.VERSION}
     stamps.rpush("demo:stamps", json.dumps(stamp))
 
 
-@app.task(name="evolve", base=lych_checkpoint.EvolutionTask)
-def evolve(files: dict[str, str], statements: list[str]) -> None:
-    """Rewrite code and schema; a sealed checkpoint precedes this body.
+@app.task(name="evolve", base=lych_checkpoint.EvolutionTask, bind=True)
+def evolve(self: lych_checkpoint.EvolutionTask, files: dict[str, str], statements: list[str]) -> str:
+    """Rewrite code and schema; a sealed checkpoint precedes this body, and its id is the result.
 
     Args:
+        self: the task.
         files: new text by path below the root, `core/…` or `extensions/NAME/…`.
         statements: the migration, in SQL.
     """
@@ -64,7 +71,8 @@ def evolve(files: dict[str, str], statements: list[str]) -> None:
         repository = (ROOT / path).parent
         for arguments in (["add", "-A"], ["commit", "-q", "-m", "Evolve"]):
             subprocess.run(["git", "-C", repository, *arguments], check=True, capture_output=True)
-    with contextlib.closing(psycopg.connect(DATABASE)) as connection, connection.transaction():
+    with soul().transaction():
         for statement in statements:
-            connection.execute(statement)
-        lych_checkpoint.imprint(connection)
+            soul().execute(statement.encode())
+        lych_checkpoint.imprint(soul())
+    return self.checkpoint
