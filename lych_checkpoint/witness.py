@@ -13,7 +13,7 @@ from typing import Any
 
 from lych_checkpoint.database import Connection, atomic, place, rows, speaking
 from lych_checkpoint.errors import Damage, Refused, RestoreOpen
-from lych_checkpoint.manifest import RELEASE, VERSION, check_version, read_record
+from lych_checkpoint.records import RELEASE, VERSION, check_version, read_record
 
 #: Any number that no other program takes for an advisory lock: two `init` at once would race in CREATE SCHEMA.
 _INIT_LOCK = 0x6C796368
@@ -47,7 +47,7 @@ def read(connection: Connection) -> Witness | None:
         Away: the connection is lost.
     """
     with speaking(connection):
-        if not rows(connection, "SELECT to_regclass('lych.witness') IS NOT NULL")[0][0]:
+        if not _exists(connection):
             return None
         found = rows(connection, "SELECT to_jsonb(w)::text FROM lych.witness w")
     return _of(found[0][0], place(connection)) if found else None
@@ -158,12 +158,19 @@ def _create(connection: Connection, federation: str) -> Witness:
 
 
 def _locked(connection: Connection) -> Witness:
-    if not rows(connection, "SELECT to_regclass('lych.witness') IS NOT NULL")[0][0]:
+    if not _exists(connection):
         raise _absent(connection)
     found = rows(connection, "SELECT to_jsonb(w)::text FROM lych.witness w FOR UPDATE")
     if not found:
         raise _absent(connection)
     return _of(found[0][0], place(connection))
+
+
+def _exists(connection: Connection) -> bool:
+    # Not to_regclass: inside a transaction it may answer from a cache that knows nothing of a table made meanwhile.
+    return bool(rows(connection, """
+        SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                       WHERE n.nspname = 'lych' AND c.relname = 'witness')""")[0][0])
 
 
 def _absent(connection: Connection) -> Refused:

@@ -8,7 +8,7 @@ from typing import Any, Self
 from psycopg.sql import SQL, Composable, Identifier, Literal
 
 from lych_checkpoint.database.connection import Connection, atomic, rows
-from lych_checkpoint.manifest import read_record
+from lych_checkpoint.records import read_record
 
 #: Settings whose text is already a list of quoted names: taken as one literal they would be quoted twice.
 _LISTS = ("local_preload_libraries", "search_path", "session_preload_libraries", "shared_preload_libraries",

@@ -87,6 +87,13 @@ def unlogged_with_rows(connection: Connection) -> tuple[str, ...]:
     )
 
 
+def materialized_views(connection: Connection) -> tuple[str, ...]:
+    """Return the materialized views of this database that hold rows."""
+    found = rows(connection, """
+        SELECT schemaname || '.' || matviewname FROM pg_matviews WHERE ispopulated ORDER BY 1""")
+    return tuple(row[0] for row in found)
+
+
 def checkpoint_now(connection: Connection) -> None:
     """Run CHECKPOINT: what is on disk then need not be recovered."""
     rows(connection, "CHECKPOINT")

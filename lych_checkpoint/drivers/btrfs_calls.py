@@ -28,8 +28,8 @@ _READ_ONLY = 1 << 1
 _NO_COW = 0x00800000
 _ARGS_V2 = struct.Struct("=qQQ32s4040s")
 _ARGS = struct.Struct("=q4088s")
-#: treeid, name, parent_id, dirid, generation, flags, uuid, parent_uuid, received_uuid; the rest is not needed.
-_INFO = struct.Struct("=Q256sQQQQ16s16s16s")
+#: treeid, name, parent_id, dirid, generation, flags, uuid, parent_uuid, received_uuid, ctransid; then others.
+_INFO = struct.Struct("=Q256sQQQQ16s16s16sQ")
 _INFO_BYTES = 504
 #: The inode number of every subvolume's top directory.
 _TOP = 256
@@ -39,7 +39,11 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subvolume:
-    """What the kernel says of a subvolume. ``generation`` is the transaction that last changed it."""
+    """What the kernel says of a subvolume.
+
+    ``generation`` is the transaction that last changed an inode in it (the kernel's ctransid). What the kernel calls
+    generation moves as well when the subvolume is only snapshotted, so a restore would seem to damage its source.
+    """
 
     uuid: str
     parent_uuid: str
@@ -78,7 +82,7 @@ def info(descriptor: int) -> Subvolume:
     fcntl.ioctl(descriptor, _GET_SUBVOL_INFO, answer)
     found = _INFO.unpack_from(answer)
     return Subvolume(
-        uuid=uuid.UUID(bytes=found[6]).hex, parent_uuid=uuid.UUID(bytes=found[7]).hex, generation=found[4],
+        uuid=uuid.UUID(bytes=found[6]).hex, parent_uuid=uuid.UUID(bytes=found[7]).hex, generation=found[9],
         read_only=bool(_flags(descriptor) & _READ_ONLY),
     )
 

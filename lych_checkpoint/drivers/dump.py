@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lych_checkpoint.database import Connection, catalogue, connect, host_and_name, patient, portrait, rows, speaking
 from lych_checkpoint.database.address import name_of, with_name, without_password
-from lych_checkpoint.database.server import Server, describe
+from lych_checkpoint.database.server import Server, describe, materialized_views
 from lych_checkpoint.drivers.base import Evidence, Ground
 from lych_checkpoint.drivers.dumping import Dumping
 from lych_checkpoint.drivers.programs import find, major_of, need
@@ -59,12 +59,14 @@ class DumpDriver:
         return None
 
     def preflight(self) -> list[str]:
-        """Refuse a server whose lock table cannot hold a dump's locks. Returns no warnings of its own."""
-        server = self._server()
+        """Refuse a server whose lock table cannot hold a dump's locks; warn of what a dump brings back otherwise."""
+        with connect(self._ground.url) as connection, speaking(connection):
+            server, views = describe(connection), materialized_views(connection)
         if server.tables >= server.lock_capacity:
             raise Refused(f"{server.tables} tables need more locks than the server has ({server.lock_capacity})",
                           host_and_name(self._ground.url), "raise max_locks_per_transaction", "too-few-locks")
-        return []
+        return [f"pg_dump keeps no content of materialized views: {', '.join(views)} come back refreshed"
+                ] if views else []
 
     def prepare(self, checkpoint: str, into: Path) -> None:  # noqa: ARG002 - the file's place names it
         """Connect twice, so that the window only spawns pg_dump."""

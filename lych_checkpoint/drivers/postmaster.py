@@ -144,6 +144,9 @@ class Postmaster:
             self._pg_ctl("start", "-t", str(_START_S), "-l", str(log), *(["-o", text] if text else []),
                          timeout_s=_START_S + 60)
         except Refused as error:
+            if self._runs():  # a pg_ctl that outlived its killed parent was faster
+                self._wait_until_ready()
+                return
             lines = log.read_text(errors="replace").splitlines()[-3:] if log.exists() else []
             raise Refused(f"the server does not start: {' | '.join(lines) or error.what}", str(self.pgdata),
                           f"read {log}", "server-does-not-start") from error

@@ -1,0 +1,380 @@
+"""One contract over all drivers: what was captured in the window comes back, whatever happened since (I1, I5)."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from lych_checkpoint import witness
+from lych_checkpoint.database import connect, rows
+from lych_checkpoint.drivers.base import Ground
+from lych_checkpoint.errors import Damage, Refused
+from lych_checkpoint.manifest import SoulFacts
+from lych_checkpoint.soul import Soul
+from ops.servers.filesystems import make_pgdata_subvolume
+from ops.servers.postgres import PostgresNode
+from tests.fixtures.lacking import lacks
+from tests.fixtures.places import open_directory
+from tests.integration import soul_data
+
+_numbers = itertools.count()
+
+
+@dataclass
+class Place:
+    """A server on the file system that one driver wants, and a fresh database on it."""
+
+    driver: str
+    node: PostgresNode
+    url: str
+    into: Path
+
+    def soul(self, writers: str = "refuse") -> Soul:
+        ground = Ground(url=self.url, pgdata=self.node.pgdata, pg_bin=self.node.pg_bin)
+        return Soul.open(ground, self.driver, writers)  # type: ignore[arg-type]
+
+    def captured(self, soul: Soul, name: str = "") -> tuple[SoulFacts, Path]:
+        """Capture in a window in which nobody writes."""
+        name = name or f"c{next(_numbers)}"
+        folder = self.into / name / "soul"
+        with soul.capturing(name, folder) as capture:
+            capture.begin()
+            capture.take()
+            capture.end()
+            return capture.finish(), folder
+
+    def staged(self, soul: Soul, facts: SoulFacts, folder: Path, ticket: str, generation: int = 9) -> dict:
+        staged = soul.stage(facts, folder, ticket)
+        soul.animate(staged, facts=facts, generation=generation, signature="sha256:back", repos=soul_data.REPOS,
+                     journal=ticket)
+        return staged
+
+
+@pytest.fixture(scope="module", params=["dump", "dump-15", "btrfs", "btrfs-15"])
+def node(request: pytest.FixtureRequest) -> Iterator[tuple[str, PostgresNode]]:
+    driver, _, version = request.param.partition("-")
+    pg_bin = Path(f"/usr/lib/postgresql/{version}/bin") if version else None
+    if pg_bin is not None and not pg_bin.exists():
+        lacks(f"needs PostgreSQL {version} in {pg_bin}")
+    if driver == "btrfs":
+        directory = request.getfixturevalue("btrfs") / f"server{version}"
+        directory.mkdir(mode=0o711)
+        make_pgdata_subvolume(directory / "pgdata")
+        with PostgresNode.start_new(directory, pg_bin=pg_bin) as made:
+            yield driver, made
+    else:
+        with open_directory() as directory, PostgresNode.start_new(directory, pg_bin=pg_bin) as made:
+            yield driver, made
+
+
+@pytest.fixture
+def place(node: tuple[str, PostgresNode], tmp_path: Path) -> Place:
+    driver, server = node
+    name = f"soul{next(_numbers)}"
+    server.run("psql", "-qc", f"create database {name}", "postgres")
+    soul_data.make(server.url(name))
+    return Place(driver, server, server.url(name), tmp_path)
+
+
+def test_the_soul_comes_back_as_it_was_in_the_window(place: Place) -> None:
+    soul = place.soul()
+    warned = soul.preflight()
+    assert any("app.total" in warning for warning in warned) == (place.driver == "dump")
+    folder = place.into / "soul"
+    name = f"c{next(_numbers)}"
+    with soul.capturing(name, folder) as capture:
+        with soul_data.load(place.url):
+            time.sleep(0.3)
+        if place.driver == "dump":
+            _run(place.url, "REFRESH MATERIALIZED VIEW app.total")
+        capture.begin()
+        capture.take()
+        frozen = soul_data.picture(place.url)
+        capture.end()
+        with soul_data.load(place.url):
+            facts = capture.finish()
+    assert soul.verify(facts, folder, deep=True) == []
+    soul_data.ruin(place.url)
+    assert not [key for key, value in soul_data.picture(place.url).items()
+                if frozen.get(key) == value and key in ("app.account", "app.load", "app.busy", "portrait")]
+
+    staged = place.staged(soul, facts, folder, name)
+    ruined = soul_data.picture(place.url)
+    assert ruined != frozen, "nothing staged may be visible"
+    soul.shut_out()
+    soul.switch(staged)
+    soul.check(facts, 9, name)
+    soul.let_in()
+
+    assert soul_data.picture(place.url) == frozen
+    with connect(place.url) as connection:
+        known = witness.read(connection)
+    assert known is not None
+    assert (known.state, known.generation, known.restored, known.journal) == ("restoring", 9, 9, name)
+    assert facts.generation == 1
+
+
+def test_every_step_may_be_done_twice_and_undone(place: Place) -> None:
+    soul = place.soul()
+    frozen = soul_data.picture(place.url)
+    facts, folder = place.captured(soul)
+    soul_data.ruin(place.url)
+    ruined = soul_data.picture(place.url)
+    ticket = f"t{next(_numbers)}"
+    place.staged(soul, facts, folder, ticket)
+    staged = place.staged(soul, facts, folder, ticket)
+    for _ in range(2):
+        soul.shut_out()
+        soul.shut_out()
+        soul.switch(staged)
+        soul.switch(staged)
+        assert soul_data.picture(place.url) == frozen
+        soul.switch_back(staged)
+        soul.switch_back(staged)
+        soul.let_in()
+        soul.let_in()
+        assert soul_data.picture(place.url) == ruined
+    soul.discard_stage(staged)
+    soul.discard_stage(staged)
+    assert soul_data.picture(place.url) == ruined
+    assert soul.verify(facts, folder) == []
+
+
+def test_a_kill_in_the_middle_of_staging_leaves_nothing_that_the_plan_does_not_name(place: Place) -> None:
+    soul = place.soul()
+    facts, folder = place.captured(soul)
+    before = soul_data.picture(place.url)
+    ticket = f"t{next(_numbers)}"
+    plan = soul.plan_stage(facts, ticket)
+    soul.stage(facts, folder, ticket)
+    fresh = Soul.reopen(Ground(url=place.url, pg_bin=place.node.pg_bin), place.driver, plan)
+    fresh.discard_stage(plan)
+    assert _left(place, ticket) == []
+    assert soul_data.picture(place.url) == before
+
+
+def test_what_was_displaced_can_be_sealed_and_restored_again(place: Place) -> None:
+    soul = place.soul()
+    facts, folder = place.captured(soul)
+    soul_data.ruin(place.url)
+    ruined = soul_data.picture(place.url)
+    first, second = f"t{next(_numbers)}", f"t{next(_numbers)}"
+    staged = place.staged(soul, facts, folder, first)
+    soul.shut_out()
+    soul.switch(staged)
+    soul.let_in()
+    safety = soul.displaced(staged, facts)
+    assert soul.displaced(staged, facts) == safety
+    assert soul.verify(safety, place.into, deep=place.driver == "dump") == []
+    soul.discard_stage(staged)
+    assert soul.verify(safety, place.into) == []
+
+    back = place.staged(soul, safety, place.into, second, generation=10)
+    soul.shut_out()
+    soul.switch(back)
+    soul.check(safety, 10, second)
+    soul.let_in()
+    assert soul_data.picture(place.url) == ruined
+    assert soul.verify(safety, place.into) == []
+    soul.discard(safety)
+    soul.discard(safety)
+    assert soul.verify(safety, place.into) != []
+    assert soul_data.picture(place.url) == ruined
+
+
+def test_a_switch_can_be_undone_after_the_displaced_was_named(place: Place) -> None:
+    soul = place.soul()
+    facts, folder = place.captured(soul)
+    soul_data.ruin(place.url)
+    ruined = soul_data.picture(place.url)
+    staged = place.staged(soul, facts, folder, ticket := f"t{next(_numbers)}")
+    soul.switch(staged)
+    soul.displaced(staged, facts)
+    soul.switch_back(staged)
+    soul.let_in()
+    assert soul_data.picture(place.url) == ruined
+    soul.discard_stage(staged)
+    assert _left(place, ticket) == []
+
+
+def test_no_switch_without_staged_data(place: Place) -> None:
+    soul = place.soul()
+    facts, folder = place.captured(soul)
+    before = soul_data.picture(place.url)
+    staged = soul.stage(facts, folder, f"t{next(_numbers)}")
+    soul.discard_stage(staged)
+    with pytest.raises(Refused):
+        soul.switch(staged)
+    assert soul_data.picture(place.url) == before
+
+
+def test_check_refuses_data_that_are_not_the_restored_ones(place: Place) -> None:
+    soul = place.soul()
+    facts, _ = place.captured(soul)
+    with pytest.raises(Refused, match="generation 1") as caught:
+        soul.check(facts, 2, "t")
+    assert caught.value.code == "soul-differs"
+
+
+def test_staged_data_lacking_a_sequence_are_damage(place: Place) -> None:
+    soul = place.soul()
+    facts, folder = place.captured(soul)
+    with connect(place.url) as connection:
+        rows(connection, "CREATE SEQUENCE app.too_late")
+    later, _ = place.captured(soul)
+    staged = soul.stage(facts, folder, f"t{next(_numbers)}")
+    with pytest.raises(Damage, match="too_late"):
+        soul.animate(staged, facts=later, generation=2, signature="", repos={}, journal="t")
+    soul.discard_stage(staged)
+
+
+def test_commits_that_did_not_wait_for_the_disk_are_kept(place: Place) -> None:
+    soul = place.soul()
+    with soul.capturing(name := f"c{next(_numbers)}", folder := place.into / "soul") as capture:
+        with connect(place.url) as connection:
+            rows(connection, "SET synchronous_commit TO off")
+            for n in range(50):
+                rows(connection, "INSERT INTO app.empty VALUES (%s)", (n,))
+            capture.begin()
+            capture.take()
+            capture.end()
+        facts = capture.finish()
+    staged = place.staged(soul, facts, folder, name)
+    soul.switch(staged)
+    soul.let_in()
+    with connect(place.url) as connection:
+        assert rows(connection, "SELECT count(*) FROM app.empty") == [(50,)]
+
+
+def test_a_failed_capture_leaves_nothing_and_tells_the_first_error(place: Place) -> None:
+    soul = place.soul()
+    folder = place.into / "soul"
+    with pytest.raises(ZeroDivisionError), soul.capturing(name := f"c{next(_numbers)}", folder) as capture:
+        capture.begin()
+        capture.take()
+        raise ZeroDivisionError
+    with soul.capturing(name, folder) as capture:
+        capture.begin()
+        capture.take()
+    assert list(folder.iterdir()) == []
+    assert _left(place, name) == []
+    with connect(place.url) as connection:
+        rows(connection, "SET lock_timeout TO '5s'")
+        with connection.transaction():
+            rows(connection, "LOCK TABLE app.account IN ACCESS EXCLUSIVE MODE")
+
+
+def test_ddl_right_after_the_capture_loses_nothing(place: Place) -> None:
+    soul = place.soul()
+    frozen = soul_data.picture(place.url)
+    folder = place.into / "soul"
+    with soul.capturing(name := f"c{next(_numbers)}", folder) as capture:
+        capture.begin()
+        capture.take()
+        capture.end()
+        ddl = threading.Thread(target=lambda: (_run(place.url, "TRUNCATE app.account"), soul_data.ruin(place.url)))
+        ddl.start()
+        facts = capture.finish()
+        ddl.join()
+    assert soul_data.picture(place.url) != frozen
+    staged = place.staged(soul, facts, folder, name)
+    soul.shut_out()
+    soul.switch(staged)
+    soul.let_in()
+    assert soul_data.picture(place.url) == frozen
+
+
+def test_unlogged_tables_are_refused_or_kept(place: Place) -> None:
+    soul = place.soul()
+    _run(place.url, "INSERT INTO app.scratch SELECT generate_series(1, 1000)")
+    if place.driver == "btrfs":
+        with pytest.raises(Refused, match=r"app\.scratch") as caught:
+            soul.preflight()
+        assert caught.value.code == "unlogged"
+        return
+    soul.preflight()
+    facts, folder = place.captured(soul)
+    staged = place.staged(soul, facts, folder, f"t{next(_numbers)}")
+    soul.switch(staged)
+    soul.let_in()
+    with connect(place.url) as connection:
+        assert rows(connection, "SELECT count(*) FROM app.scratch") == [(1000,)]
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_point_of_a_switch_leaves_a_way_on_and_a_way_back(place: Place) -> None:
+    soul = place.soul()
+    frozen = soul_data.picture(place.url)
+    facts, folder = place.captured(soul)
+    soul_data.ruin(place.url)
+    ruined = soul_data.picture(place.url)
+    staged = place.staged(soul, facts, folder, f"t{next(_numbers)}")
+    began = time.perf_counter()
+    soul.switch(staged)
+    length_s = time.perf_counter() - began
+    soul.switch_back(staged)
+    outcomes = set()
+    for part in range(6):
+        _killed_after(length_s * part / 5, lambda: (soul.shut_out(), soul.switch(staged)))
+        fresh = Soul.reopen(Ground(url=place.url, pg_bin=place.node.pg_bin), place.driver, staged)
+        if part % 2:
+            fresh.switch(staged)
+            fresh.let_in()
+            assert soul_data.picture(place.url) == frozen
+            outcomes.add("new")
+        fresh.switch_back(staged)
+        fresh.let_in()
+        assert soul_data.picture(place.url) == ruined
+        outcomes.add("old")
+    assert outcomes == {"old", "new"}
+
+
+def test_clients_can_connect_again_at_once_after_the_switch(place: Place) -> None:
+    soul = place.soul()
+    facts, folder = place.captured(soul)
+    staged = place.staged(soul, facts, folder, f"t{next(_numbers)}")
+    with psycopg.connect(place.url) as client:
+        client.execute("SELECT 1")
+        soul.shut_out()
+        soul.switch(staged)
+        with pytest.raises(psycopg.OperationalError):
+            client.execute("SELECT 1")
+    with connect(place.url) as connection:
+        assert rows(connection, "SELECT count(*) > 0 FROM app.account") == [(True,)]
+    soul.let_in()
+
+
+def _killed_after(delay_s: float, act: Callable[[], object]) -> None:
+    """Run ``act`` in a forked child and end it with SIGKILL after ``delay_s``."""
+    child = os.fork()
+    if child == 0:
+        try:
+            act()
+        finally:
+            os._exit(0)
+    time.sleep(delay_s)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def _run(url: str, statement: str) -> None:
+    with connect(url) as connection:
+        rows(connection, statement)  # type: ignore[arg-type]
+
+
+def _left(place: Place, ticket: str) -> list[str]:
+    """Return what of a ticket is left outside the vault."""
+    with connect(place.node.url()) as connection:
+        names = [str(row[0]) for row in rows(connection, "SELECT datname::text FROM pg_database")]
+    shelf = place.node.pgdata.parent / ".lych-pgdata"
+    names += [path.name for path in shelf.iterdir()] if shelf.is_dir() else []
+    return [name for name in names if name.endswith((ticket, f"{ticket}.json"))]
