@@ -13,6 +13,8 @@ logger = logging.getLogger(__name__)
 BELL = "checkpoint_bell"
 #: How long workers that are not in the roster may take to answer a ping, before the freeze.
 _PING_S = 0.5
+#: How long the broker may take to be connected.
+_CONNECT_S = 5
 
 
 def check_fanout(app: Any) -> None:
@@ -38,6 +40,18 @@ def ring(app: Any, uuid: str, act: str) -> None:
         logger.warning("The control bell could not be rung: %s", error, extra={"event": "bell.silent"})
 
 
+def send(app: Any, task: str, arguments: dict[str, Any]) -> str:
+    """Publish a task and return its id.
+
+    Raises:
+        Away: the broker cannot be reached.
+    """
+    try:
+        return str(app.send_task(task, kwargs=arguments, retry=False).id)
+    except Exception as error:
+        raise _away(error) from error
+
+
 def answering(app: Any) -> set[str]:
     """Return the names of the Celery workers that answer a ping.
 
@@ -45,7 +59,14 @@ def answering(app: Any) -> set[str]:
         Away: the broker cannot be reached.
     """
     try:
-        replies = app.control.ping(timeout=_PING_S)
+        with app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, timeout=_CONNECT_S)
+            replies = app.control.ping(timeout=_PING_S, connection=connection)
     except Exception as error:
-        raise Away(f"the broker cannot be reached: {error}", "broker", "start the broker", "broker-away") from error
+        raise _away(error) from error
     return {name for reply in replies for name in reply}
+
+
+def _away(error: Exception) -> Away:
+    """Name the cause: kombu raises whatever its transport's library raises."""
+    return Away(f"the broker cannot be reached: {error}", "broker", "start the broker", "broker-away")

@@ -75,7 +75,7 @@ class Freeze:
             FreezeError: one is still running after the drain's time; task, id, age and worker are named.
         """
         def running(acks: dict[str, roster.Ack]) -> list[str]:
-            parked = requests.parked(self._store, self.epoch)
+            parked, now_ms = requests.parked(self._store, self.epoch), self._store.now_ms()
             lines = []
             for boot in self._expected():
                 ack = acks.get(boot)
@@ -84,7 +84,8 @@ class Freeze:
                     continue
                 self._exempt.update(ack.exempt)
                 lines += [
-                    f"{ack.tasks.get(one, 'task')} [{one}] has run for {ack.ages_s.get(one, 0):.1f} s on "
+                    f"{ack.tasks.get(one, 'task')} [{one}] has run for "
+                    f"{max(0, now_ms - ack.since_ms.get(one, now_ms)) / 1000:.1f} s on "
                     f"{self._entries[boot].name} and did not end"
                     for one in ack.in_flight
                     if one not in self._terms.through and parked.get(one, {}).get("boot") != boot
@@ -132,6 +133,11 @@ class Freeze:
         opened by its lease's end, or somebody else thawed.
         """
         return min(thawed_ms, self._proven_ms) if ours else self._confirmed_ms
+
+    def facts_so_far(self) -> FreezeFacts:
+        """Return the facts of a freeze that is still in force and was confirmed; its thaw counts as that moment."""
+        now_s = time.monotonic()
+        return self.facts(self._confirmed_ms, now_s, now_s)
 
     def facts(self, thawed_ms: int, thawed_s: float, thaw_began_s: float) -> FreezeFacts:
         """Return what the manifest keeps of this freeze."""

@@ -23,7 +23,8 @@ class Journal:
     """One restore.
 
     ``ticket`` names what is staged, and later the safety checkpoint; ``generation`` is what the soul will have;
-    ``staged`` is the driver's evidence; ``displaced`` is the text of the lock of the body that goes.
+    ``staged`` is the driver's evidence; ``displaced`` is the text of the lock of the body that goes;
+    ``freeze`` are the facts of the freeze it went in.
     """
 
     checkpoint: str
@@ -33,6 +34,7 @@ class Journal:
     phase: str = "staging"
     staged: Evidence = field(default_factory=dict)
     displaced: str = ""
+    freeze: dict[str, Any] = field(default_factory=dict)
 
 
 @contextmanager

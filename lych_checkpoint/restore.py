@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,7 +21,7 @@ from lych_checkpoint.errors import CheckpointError, Damage, Refused, RestoreOpen
 from lych_checkpoint.federation import Federation
 from lych_checkpoint.journal import Journal
 from lych_checkpoint.lease import lease, lock, marks
-from lych_checkpoint.manifest import BodyLock, Manifest
+from lych_checkpoint.manifest import BodyLock, FreezeFacts, Manifest
 from lych_checkpoint.soul import Soul
 from lych_checkpoint.vault import write_atomic
 
@@ -160,7 +160,7 @@ class _Work:
         frozen.confirm()
         displaced = body.displace(self._federation.found(), self._root, self._journal.ticket, self._shadow,
                                   self._federation.leave_out())
-        self._advance("closing", displaced=displaced.dumps())
+        self._advance("closing", displaced=displaced.dumps(), freeze=asdict(frozen.facts_so_far()))
         self._time("close")
 
     def switch(self) -> None:
@@ -240,6 +240,7 @@ class _Work:
             soul = self._soul.displaced(entry.staged, self._manifest.soul)
             seal.seal(partial, replace(
                 self._manifest, id=entry.ticket, created_at=displaced.created_at, signature=displaced.signature,
+                freeze=FreezeFacts.of(entry.freeze), warnings=(), tags={},
                 repos=displaced.commits, soul=soul, safety=True, label="", reason=f"displaced by {self._manifest.id}",
                 previous=federation.vault.last_seal(), files={}, coalesced=0,
             ), federation.settings.key_path)

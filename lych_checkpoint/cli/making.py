@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from lych_checkpoint import coordinator, freeze, status
+from lych_checkpoint import broadcast, coordinator, freeze, status
 from lych_checkpoint.cli import answer
 from lych_checkpoint.cli.words import Duration, Label, Tag
 from lych_checkpoint.errors import CheckpointError, FreezeError
@@ -34,7 +34,7 @@ def create_command(*, label: str | None, reason: str, tags: tuple[tuple[str, str
         request = coordinator.Request(label=label or "", reason=reason, tags=dict(tags), wait=not no_wait)
         document = coordinator.create(federation, request, app)
     else:
-        document = _follow(federation, app.send_task("checkpoint.create", kwargs=asked).id, timeout)
+        document = _follow(federation, broadcast.send(app, "checkpoint.create", asked), timeout)
     window = document["window"]
     answer.say(document, [
         f"sealed {document['id']}" + (f" ({label})" if label else ""),
