@@ -202,7 +202,8 @@ def thawing(store: Store, terms: Terms, ring: Ring) -> Iterator[tuple[Freeze, Ca
     Maintenance mode in force is used as it is and left in force.
     """
     standing = lease.read(store)
-    joined = standing is not None and standing.mode == MAINTENANCE
+    # A restore does not join: workers of a freeze that fails open would wake in the middle of it.
+    joined = standing is not None and standing.mode == MAINTENANCE and terms.mode == CHECKPOINT
     if standing is not None and joined:
         token, epoch, began_ms = standing.token, standing.epoch, store.now_ms()
     else:

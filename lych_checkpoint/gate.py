@@ -84,6 +84,27 @@ def check(federation: Federation | None = None, *, loaded: dict[str, str] | None
     return Report(verdict=report.verdict, generation=known.generation, repos=report.repos)
 
 
+def adopt(federation: Federation, reason: str) -> Report:
+    """Take the body on disk and these data as a pair, by a person's word, which the lineage keeps.
+
+    For a wanted downgrade, a removed extension or rewritten history.
+
+    Raises:
+        GateUnsure: a restore is open.
+        Away: the database or the vault cannot be reached.
+    """
+    federation.vault.open()
+    _refuse_open_restore(federation)
+    last = federation.vault.last_lineage()
+    with connect(federation.settings.need("database_url")) as connection:
+        witness.init(connection, federation.settings.federation)
+        known = witness.imprint(connection, *body.pins(federation.members()),
+                                above=int(last["generation"]) if last else 0)
+    federation.vault.append_lineage("adopt", known.generation, known.signature, reason=reason)
+    logger.warning("Adopted generation %d: %s", known.generation, reason, extra={"event": "gate.adopted"})
+    return look(federation, known)
+
+
 def look(federation: Federation, known: Witness) -> Report:
     """Compare the body on disk with a witness. Changes nothing, decides nothing."""
     settings = federation.settings

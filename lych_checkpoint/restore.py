@@ -7,25 +7,15 @@ and back again if on is not possible. What the switch displaces is kept whole an
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from typing import Any
 
-from lych_checkpoint import body, freeze, journal, seal, witness
+from lych_checkpoint import body, freeze, inspection, journal, witness
 from lych_checkpoint.database import connect
-from lych_checkpoint.errors import CheckpointError, Damage, Refused, RestoreOpen
+from lych_checkpoint.errors import Refused, RestoreOpen, UnknownName
 from lych_checkpoint.federation import Federation
-from lych_checkpoint.journal import Journal
-from lych_checkpoint.lease import lease, lock, marks
-from lych_checkpoint.manifest import BodyLock, FreezeFacts, Manifest
-from lych_checkpoint.soul import Soul
-from lych_checkpoint.vault import write_atomic
-
-logger = logging.getLogger(__name__)
+from lych_checkpoint.lease import gone, lease, lock, marks
+from lych_checkpoint.manifest import Manifest
+from lych_checkpoint.restoration import Restoration, next_generation
 
 
 def plan(federation: Federation, name: str) -> dict[str, Any]:
@@ -42,7 +32,7 @@ def plan(federation: Federation, name: str) -> dict[str, Any]:
         known = witness.read(connection)
     return {
         "checkpoint": manifest.id, "created_at": manifest.created_at, "driver": manifest.soul.driver,
-        "generation": {"from": known.generation if known else None, "to": _next_generation(federation, known)},
+        "generation": {"from": known.generation if known else None, "to": next_generation(federation, known)},
         "repos": {
             path: {"from": standing[path].commit if path in standing else None, "to": manifest.repos.get(path)}
             for path in sorted({*standing, *manifest.repos})
@@ -65,9 +55,11 @@ def restore(federation: Federation, name: str, app: Any = None) -> dict[str, Any
             raise RestoreOpen("an earlier restore has not ended", str(federation.vault.root),
                               "lych-checkpoint recover")
         manifest = _verified(federation, name)
-        work = _Work.begin(federation, manifest)
+        work = Restoration.begin(federation, manifest)
         with work.undone_on_error():
             work.stage()
+            gone.sweep(federation.store(), federation.settings.gone_after_s)
+            gone.settle(federation.store())
             terms = federation.terms(freeze.RESTORE, f"restore {manifest.id}")
             # The inner block ends first: what was displaced is back before any worker thaws.
             with freeze.frozen(federation.store(), terms, federation.ring(app)) as frozen, work.undone_on_error():
@@ -77,6 +69,18 @@ def restore(federation: Federation, name: str, app: Any = None) -> dict[str, Any
                 work.switch()
                 work.finish()
         return work.document()
+
+
+def newest_safety(federation: Federation) -> str:
+    """Return the id of what the last restore displaced: restoring it is the undo.
+
+    Raises:
+        UnknownName: nothing was ever displaced.
+    """
+    kept = [one.id for one in federation.vault.manifests() if one.safety]
+    if not kept:
+        raise UnknownName("no restore has displaced anything yet", "--undo", "lych-checkpoint list")
+    return kept[-1]
 
 
 def recover(federation: Federation) -> dict[str, Any]:
@@ -90,7 +94,7 @@ def recover(federation: Federation) -> dict[str, Any]:
         if entry is None:
             marks.mark_journal(federation.store(), "")
             return {"recovered": None}
-        work = _Work.resume(federation, entry)
+        work = Restoration.resume(federation, entry)
         if entry.phase in ("staging", "closing"):
             work.undo("interrupted before anything was displaced")
             standing = lease.read(federation.store())
@@ -104,168 +108,8 @@ def recover(federation: Federation) -> dict[str, Any]:
         return {"recovered": "new", **work.document()}
 
 
-class _Work:
-    """One restore: what it brings back, and the journal that says how far it is."""
-
-    def __init__(self, federation: Federation, manifest: Manifest, entry: Journal, soul: Soul) -> None:
-        self._federation, self._manifest, self._journal, self._soul = federation, manifest, entry, soul
-        self._folder = federation.vault.path(manifest.id)
-        self._lock = BodyLock.loads((self._folder / "lychd.lock").read_text(), str(self._folder / "lychd.lock"))
-        self._root = federation.settings.root
-        self._shadow = federation.shadow
-        self._phases_ms: dict[str, float] = {}
-        self._since_s = time.monotonic()
-        self._ended = False
-
-    @classmethod
-    def begin(cls, federation: Federation, manifest: Manifest) -> _Work:
-        """Open the journal of a new restore."""
-        settings = federation.settings
-        with connect(settings.need("database_url")) as connection:
-            known = witness.read(connection)
-        soul = Soul.open(federation.ground(), manifest.soul.driver, settings.writers, settings.helper)
-        entry = journal.begin(
-            federation.vault, checkpoint=manifest.id, ticket=federation.vault.new_id(datetime.now(UTC)),
-            generation=_next_generation(federation, known), epoch=known.epoch if known else 0,
-        )
-        marks.mark_journal(federation.store(), entry.phase)
-        return cls(federation, manifest, entry, soul)
-
-    @classmethod
-    def resume(cls, federation: Federation, entry: Journal) -> _Work:
-        """Take up a restore whose process died."""
-        manifest = federation.vault.manifest(entry.checkpoint)
-        soul = Soul.reopen(federation.ground(), manifest.soul.driver, entry.staged)
-        return cls(federation, manifest, entry, soul)
-
-    def stage(self) -> None:
-        """Bring both halves back aside: invisible, complete, or not at all."""
-        body.stage(self._lock, self._root, self._folder / "body", self._journal.ticket)
-        self._advance("staging", staged=self._soul.plan_stage(self._manifest.soul, self._journal.ticket))
-        staged = self._soul.stage(self._manifest.soul, self._folder / "soul", self._journal.ticket)
-        self._advance("staging", staged=staged)
-        self._soul.animate(
-            staged, facts=self._manifest.soul, generation=self._journal.generation, signature=self._lock.signature,
-            repos={pin.path: {"commit": pin.captured or pin.commit, "tree": pin.captured_tree or pin.tree}
-                   for pin in self._lock.repos},
-            journal=self._journal.ticket,
-        )
-        self._time("stage")
-
-    def close_in(self, frozen: freeze.Freeze) -> None:
-        """Shut every other client out; from here on no worker may start before this restore has ended."""
-        self._time("freeze")
-        self._advance("closing")
-        self._soul.shut_out()
-        frozen.confirm()
-        displaced = body.displace(self._federation.found(), self._root, self._journal.ticket, self._shadow,
-                                  self._federation.leave_out())
-        self._advance("closing", displaced=displaced.dumps(), freeze=asdict(frozen.facts_so_far()))
-        self._time("close")
-
-    def switch(self) -> None:
-        """Make the staged pair live. May be done again from any point of it."""
-        self._advance("switching")
-        self._soul.switch(self._journal.staged)
-        body.switch(self._lock, self._root, self._journal.ticket, alone=True)
-        differences = body.verify(self._lock, self._root, self._federation.leave_out(), self._shadow)
-        if differences:
-            raise Refused(f"the body is not what was sealed: {differences[0]}", str(self._root), "", "body-differs")
-        self._soul.check(self._manifest.soul, self._journal.generation, self._journal.ticket)
-        self._time("switch")
-
-    def finish(self) -> None:
-        """Say everywhere that the new pair is the pair, seal what was displaced, close the journal."""
-        federation, entry = self._federation, self._journal
-        self._advance("done")
-        self._soul.let_in()
-        with connect(federation.settings.need("database_url")) as connection:
-            witness.mark_awake(connection, entry.ticket)
-        federation.vault.append_lineage("restore", entry.generation, self._lock.signature,
-                                        checkpoint=entry.checkpoint, journal=entry.ticket)
-        write_atomic(self._root / "lychd.lock", (self._folder / "lychd.lock").read_bytes(), mode=0o644)
-        self._seal_safety()
-        body.unstage(self._lock, self._root, entry.ticket)
-        marks.mark_restored(federation.store(), entry.generation)
-        marks.mark_journal(federation.store(), "")
-        journal.close(federation.vault, "restored")
-        self._time("finish")
-
-    def undo(self, why: str) -> None:
-        """Bring the old pair back and leave nothing staged."""
-        entry = self._journal
-        if entry.phase == "switching":
-            if entry.displaced:
-                body.switch_back(BodyLock.loads(entry.displaced, "journal"), self._root, entry.ticket, alone=True)
-            self._soul.switch_back(entry.staged)
-        if entry.phase != "staging":
-            self._soul.let_in()
-        if entry.staged:
-            self._soul.discard_stage(entry.staged)
-        body.unstage(self._lock, self._root, entry.ticket)
-        marks.mark_journal(self._federation.store(), "")
-        journal.close(self._federation.vault, f"undone: {why}")
-        self._ended = True
-
-    @contextmanager
-    def undone_on_error(self) -> Iterator[None]:
-        """Undo when the body of the `with` fails; if that fails too the journal stays open for `recover`."""
-        try:
-            yield
-        except BaseException as error:
-            if self._ended or self._journal.phase == "done":
-                raise
-            try:
-                self.undo(str(error))
-            except CheckpointError as second:
-                error.add_note(f"it could not be undone either: {second}")
-                raise RestoreOpen(f"{error}; undoing it failed: {second}", self._manifest.id,
-                                  "lych-checkpoint recover") from error
-            raise
-
-    def document(self) -> dict[str, Any]:
-        """Return what happened."""
-        return {"checkpoint": self._manifest.id, "safety": self._journal.ticket,
-                "generation": self._journal.generation, "phases_ms": self._phases_ms}
-
-    def _seal_safety(self) -> None:
-        """Seal the displaced pair under the ticket's id, unless that was done before a kill."""
-        federation, entry = self._federation, self._journal
-        if entry.ticket in federation.vault.ids():
-            return
-        displaced = BodyLock.loads(entry.displaced, "journal")
-        with federation.vault.partial(entry.ticket) as partial:
-            write_atomic(partial / "lychd.lock", displaced.dumps().encode())
-            body.bundle_lock(displaced, self._root, entry.ticket, partial / "body")
-            soul = self._soul.displaced(entry.staged, self._manifest.soul)
-            seal.seal(partial, replace(
-                self._manifest, id=entry.ticket, created_at=displaced.created_at, signature=displaced.signature,
-                freeze=FreezeFacts.of(entry.freeze), warnings=(), tags={},
-                repos=displaced.commits, soul=soul, safety=True, label="", reason=f"displaced by {self._manifest.id}",
-                previous=federation.vault.last_seal(), files={}, coalesced=0,
-            ), federation.settings.key_path)
-            federation.vault.publish(entry.ticket)
-
-    def _advance(self, phase: str, **facts: Any) -> None:
-        self._journal = journal.advance(self._federation.vault, phase, **facts)
-        marks.mark_journal(self._federation.store(), phase)
-
-    def _time(self, phase: str) -> None:
-        now_s = time.monotonic()
-        self._phases_ms[phase] = round((now_s - self._since_s) * 1000, 1)
-        self._since_s = now_s
-
-
 def _verified(federation: Federation, name: str) -> Manifest:
-    manifest = federation.vault.resolve(name)
-    damages = seal.verify(federation.vault.path(manifest.id), federation.settings.key_path)
-    if damages:
-        raise Damage("; ".join(damages[:3]), manifest.id, "restore another checkpoint")
+    manifest = federation.vault.manifest(inspection.verify(federation, name)["id"])
     if manifest.uuid != federation.uuid:
         raise Refused("this checkpoint belongs to another federation", manifest.id, "", "foreign-checkpoint")
     return manifest
-
-
-def _next_generation(federation: Federation, known: witness.Witness | None) -> int:
-    last = federation.vault.last_lineage()
-    return max(known.generation if known else 0, int(last["generation"]) if last else 0) + 1

@@ -71,8 +71,16 @@ def init(connection: Connection, federation: str) -> Witness:
     return known
 
 
-def imprint(connection: Connection, signature: str, repos: dict[str, dict[str, str]]) -> Witness:
+def imprint(
+    connection: Connection, signature: str, repos: dict[str, dict[str, str]], *, above: int | None = None,
+) -> Witness:
     """Write a new body: generation + 1. The body that is written already changes nothing.
+
+    Args:
+        connection: to the soul.
+        signature: of the body.
+        repos: path to ``commit`` and ``tree``.
+        above: write it all the same, with a generation above this one too.
 
     Raises:
         Refused: there is no witness (code ``no-witness``).
@@ -82,13 +90,13 @@ def imprint(connection: Connection, signature: str, repos: dict[str, dict[str, s
         known = _locked(connection)
         if known.state != "awake":
             raise RestoreOpen(f"restore {known.journal} has not ended", place(connection), "lych-checkpoint recover")
-        if (known.signature, known.repos) == (signature, repos):
+        if above is None and (known.signature, known.repos) == (signature, repos):
             return known
         changed = rows(
             connection,
-            "UPDATE lych.witness w SET generation = generation + 1, signature = %s, repos = %s::jsonb, "
+            "UPDATE lych.witness w SET generation = greatest(generation, %s) + 1, signature = %s, repos = %s::jsonb, "
             "version = %s, release = %s RETURNING to_jsonb(w)::text",
-            (signature, json.dumps(repos), VERSION, RELEASE),
+            (above or 0, signature, json.dumps(repos), VERSION, RELEASE),
         )
     return _of(changed[0][0], place(connection))
 

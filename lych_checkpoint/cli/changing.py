@@ -21,14 +21,18 @@ def init_command() -> None:
 
 
 @click.command("restore")
-@click.argument("name")
+@click.argument("name", required=False)
+@click.option("--undo", is_flag=True, help="Bring back what the last restore displaced.")
 @click.option("--dry-run", is_flag=True, help="Say what would come and go; change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def restore_command(*, name: str, dry_run: bool, yes: bool) -> None:
+def restore_command(*, name: str | None, undo: bool, dry_run: bool, yes: bool) -> None:
     """Bring body and soul of a checkpoint back, both or neither."""
-    _leave_the_body("restore", name, *["--dry-run"] * dry_run, *["--yes"] * yes)
+    if (name is None) != undo:
+        raise click.UsageError("name a checkpoint, or say --undo")
+    _leave_the_body("restore", *[name] * (name is not None), *["--undo"] * undo, *["--dry-run"] * dry_run,
+                    *["--yes"] * yes)
     federation = answer.federation()
-    plan = restore.plan(federation, name)
+    plan = restore.plan(federation, name or restore.newest_safety(federation))
     if dry_run:
         answer.say(plan, _plan_lines(plan))
         return
@@ -52,14 +56,14 @@ def recover_command() -> None:
                f"recovered the {document['recovered']} pair of restore {document['checkpoint']}")
 
 
-def _leave_the_body(*argv: str) -> None:
+def _leave_the_body(*argv: str | None) -> None:
     """Go on in a program that imports nothing of the body, which is about to be replaced."""
     plugin = getattr(answer.app(), "lych", None)
     if plugin is None:
         return
     as_json = ["--json"] * bool(click.get_current_context().meta.get("lych.json"))
     sys.stdout.flush()
-    _become([sys.executable, "-P", "-m", "lych_checkpoint", *as_json, *argv],
+    _become([sys.executable, "-P", "-m", "lych_checkpoint", *as_json, *map(str, argv)],
             {**os.environ, **plugin.settings.environment()})
 
 

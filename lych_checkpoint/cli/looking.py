@@ -39,9 +39,11 @@ def verify_command(*, name: str, deep: bool) -> None:
 
 
 @click.command("gate")
-def gate_command() -> None:
+@click.option("--adopt", metavar="REASON", help="Take the body on disk as the right one; the reason is kept.")
+def gate_command(*, adopt: str | None) -> None:
     """Say whether a worker may start on this body and soul."""
-    report = gate.check(answer.federation())
+    federation = answer.federation()
+    report = gate.adopt(federation, adopt) if adopt else gate.check(federation)
     rows = [(path, one.verdict, one.disk[:12], one.witness[:12]) for path, one in report.repos.items()]
     answer.say(report.as_json(), [report.verdict, *answer.table(rows, ("repository", "verdict", "disk", "witness"))])
 

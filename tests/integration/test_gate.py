@@ -123,3 +123,15 @@ def test_unfit_body_is_refused_by_name(breakage: str, lych: Lych, federation_roo
     assert "Traceback" not in answer.err
     assert lych("list", "--json").json["checkpoints"] == []
     assert os.listdir(tmp_path / "vault" / "checkpoints") == []
+
+
+def test_adopted_downgrade_boots_and_stays_in_the_lineage(lych: Lych, federation_root: Path, tmp_path: Path) -> None:
+    assert lych("init").code == 0
+    commit(federation_root / "core", {"core/__init__.py": "VERSION = 2\n"})
+    assert lych("gate").code == 0
+    git(federation_root / "core", "checkout", "-q", "HEAD~1")
+    assert lych("gate").code == 78
+    adopted = lych("gate", "--adopt", "version 2 was a mistake", "--json")
+    assert adopted.code == 0, adopted.out
+    assert lych("gate", "--json").json["verdict"] == "aligned"
+    assert "version 2 was a mistake" in (tmp_path / "vault" / "lineage").read_text()
