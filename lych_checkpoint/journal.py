@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lych_checkpoint.drivers.base import Evidence
-from lych_checkpoint.errors import LockHeld, Refused
-from lych_checkpoint.manifest import RELEASE, VERSION, canonical, read_record
-from lych_checkpoint.vault import Vault, flush_directory, write_atomic
+from lych_checkpoint.errors import Damage, LockHeld, Refused
+from lych_checkpoint.records import RELEASE, VERSION, canonical, read_record
+from lych_checkpoint.vault import Vault, flush_directory, write_atomic, writing
 
 _FILE = "journal.json"
 PHASES = ("staging", "closing", "switching", "done")
@@ -39,21 +40,29 @@ class Journal:
 
 @contextmanager
 def held(vault: Vault) -> Iterator[None]:
-    """Hold the vault's restore lock; the kernel drops it when this process and all its children are dead.
+    """Hold the vault's restore lock; the kernel drops it when this process is dead, however it died.
 
-    The descriptor is inherited on purpose: an orphaned git that still writes keeps `recover` waiting outside.
+    Programs we start do not inherit it: a server started by a restore would hold it for ever. The gits that write
+    into the body hold the body's own lock.
 
     Raises:
         LockHeld: another restore or recover works on this vault.
+        Refused, Away: the vault is not there, or cannot be written.
     """
     vault.open()
-    descriptor = os.open(vault.root / "run" / "restore.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    path = vault.root / "run" / "restore.lock"
+    with writing(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        os.set_inheritable(descriptor, True)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise LockHeld("a restore or recover works on this vault", str(vault.root), "wait for it") from error
+            holder = os.pread(descriptor, 100, 0).decode(errors="replace")
+            raise LockHeld(f"a restore or recover works on this vault ({holder})", str(vault.root),
+                           "wait for it") from error
+        with writing(path):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}".encode(), 0)
         yield
     finally:
         os.close(descriptor)
@@ -69,7 +78,10 @@ def read(vault: Vault) -> Journal | None:
     if record is None:
         return None
     plain = {name: value for name, value in record.items() if name not in ("version", "release")}
-    return Journal(**read_record(Journal, plain, str(vault.root / _FILE)))
+    entry = Journal(**read_record(Journal, plain, str(vault.root / _FILE)))
+    if entry.phase not in PHASES:
+        raise Damage(f"there is no phase {entry.phase!r}", str(vault.root / _FILE), "", "malformed")
+    return entry
 
 
 def begin(vault: Vault, *, checkpoint: str, ticket: str, generation: int, epoch: int) -> Journal:
@@ -93,14 +105,18 @@ def advance(vault: Vault, phase: str, **facts: Any) -> Journal:
 
 
 def close(vault: Vault, outcome: str) -> None:
-    """End the open restore and keep its record, with how it ended, in the vault's notes."""
+    """End the open restore and keep its record, with how it ended, in the vault's notes.
+
+    The record is durable before the journal goes: a crash between the two leaves the restore open.
+    """
     known = read(vault)
     if known is None:
         return
     kept = vault.root / "notes" / f"restore-{known.ticket}.json"
     write_atomic(kept, canonical({"version": VERSION, "release": RELEASE, **asdict(known), "outcome": outcome}))
-    (vault.root / _FILE).unlink()
-    flush_directory(vault.root)
+    with writing(vault.root / _FILE):
+        (vault.root / _FILE).unlink()
+        flush_directory(vault.root)
 
 
 def _write(vault: Vault, entry: Journal) -> Journal:

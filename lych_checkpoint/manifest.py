@@ -1,64 +1,19 @@
 """The facts of a checkpoint: what `lychd.lock` and `manifest.json` hold. Values only, no I/O.
 
-Both carry a version. A reader refuses a newer one by the release that wrote it, and re-encoding what it read must
-give the very bytes again, so that no byte of a sealed file is without meaning.
+Both name the release that wrote them, and re-encoding a manifest must give the very bytes again, so that no byte
+of it is without meaning.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tomllib
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 import tomli_w
 
 from lych_checkpoint.errors import Damage
-
-#: Version of lychd.lock, manifest.json, witness and lease records; all move together.
-VERSION = 1
-#: The release that writes this version, named to whoever meets a newer record.
-RELEASE = "0.1.0"
-
-
-def canonical(value: object) -> bytes:
-    """Encode ``value`` as canonical JSON: sorted keys, no spaces, UTF-8, no floats that are not numbers."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode()
-
-
-def digest(data: bytes) -> str:
-    """Return ``sha256:<hex>`` of ``data``."""
-    return "sha256:" + hashlib.sha256(data).hexdigest()
-
-
-def check_version(record: dict[str, Any], what: str) -> None:
-    """Refuse a record of another version by the name of the release that wrote it.
-
-    Raises:
-        Damage: the version is missing or not ours.
-    """
-    version = record.get("version")
-    if version != VERSION:
-        writer = record.get("release", "another release")
-        raise Damage(
-            f"version {version!r} was written by {writer}; this is release {RELEASE}, which reads version {VERSION}",
-            what, "install that release of lych_checkpoint", "unknown-version",
-        )
-
-
-def read_record(cls: type[Any], record: dict[str, Any], what: str) -> dict[str, Any]:
-    """Return ``record`` if its names are exactly the fields of the dataclass ``cls``.
-
-    Raises:
-        Damage: a name is missing or unknown.
-    """
-    wanted = {one.name for one in fields(cls)}
-    if wanted != set(record):
-        odd = ", ".join(sorted(wanted ^ set(record)))
-        raise Damage(f"these fields are missing or unknown: {odd}", what, "", "malformed")
-    return record
+from lych_checkpoint.records import RELEASE, VERSION, canonical, check_version, digest, load_record, read_record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +56,7 @@ class BodyLock:
     checkpoint: str
     created_at: str
     repos: tuple[RepoPin, ...]
+    release: str = RELEASE
 
     @property
     def signature(self) -> str:
@@ -117,8 +73,8 @@ class BodyLock:
         ordered = sorted(self.repos, key=lambda pin: pin.path.encode())
         tables = [{name: value for name, value in asdict(pin).items() if value} for pin in ordered]
         return tomli_w.dumps({
-            "version": VERSION, "release": RELEASE, "checkpoint": self.checkpoint, "created_at": self.created_at,
-            "signature": self.signature, "repo": tables,
+            "version": VERSION, "release": self.release, "checkpoint": self.checkpoint,
+            "created_at": self.created_at, "signature": self.signature, "repo": tables,
         })
 
     @classmethod
@@ -133,13 +89,15 @@ class BodyLock:
         except tomllib.TOMLDecodeError as error:
             raise Damage(f"not TOML: {error}", where, "", "malformed") from error
         check_version(record, where)
+        del record["version"]
         try:
-            pins = tuple(RepoPin(**entry) for entry in record["repo"])
-            lock = cls(checkpoint=record["checkpoint"], created_at=record["created_at"], repos=pins)
-            signed = record["signature"]
-        except (KeyError, TypeError) as error:
-            raise Damage(f"fields are missing or unknown: {error}", where, "", "malformed") from error
-        if lock.signature != signed:
+            pins = tuple(RepoPin(**entry) for entry in record.pop("repo"))
+            signed = record.pop("signature")
+            lock = cls(repos=pins, **record)
+            same = lock.signature == signed
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise Damage(f"fields are missing, unknown or misshapen: {error}", where, "", "malformed") from error
+        if not same:
             raise Damage("the signature is not that of the entries", where,
                          "restore the file from a sealed checkpoint; never merge it by hand", "lock-signature")
         return lock
@@ -229,7 +187,7 @@ class Manifest:
 
     ``previous`` is the digest of the previous checkpoint's seal, empty for the first. ``files`` lists every other
     file of the checkpoint's directory but the manifest and the seal, by posix path. ``safety`` marks what a restore
-    displaced.
+    displaced. ``release`` wrote it: a later one must re-encode the same bytes.
     """
 
     id: str
@@ -249,10 +207,11 @@ class Manifest:
     coalesced: int = 0
     worktree_check: str = "rescan"
     warnings: tuple[str, ...] = ()
+    release: str = RELEASE
 
     def dumps(self) -> bytes:
         """Return the canonical JSON bytes."""
-        return canonical({"version": VERSION, "release": RELEASE, **asdict(self)})
+        return canonical({"version": VERSION, **asdict(self)})
 
     @classmethod
     def loads(cls, data: bytes, where: str = "manifest.json") -> Self:
@@ -261,14 +220,8 @@ class Manifest:
         Raises:
             Damage: not JSON, of another version, odd fields, or not the canonical encoding of what it says.
         """
-        try:
-            record = json.loads(data)
-        except ValueError as error:
-            raise Damage(f"not JSON: {error}", where, "", "malformed") from error
-        if not isinstance(record, dict):
-            raise Damage("not a JSON object", where, "", "malformed")
-        check_version(record, where)
-        plain = {name: value for name, value in record.items() if name not in ("version", "release")}
+        plain = load_record(data, where)
+        del plain["version"]
         try:
             read_record(cls, plain, where)
             plain["soul"] = SoulFacts.of(plain["soul"])
@@ -276,9 +229,10 @@ class Manifest:
             plain["files"] = {name: FileFact(**fact) for name, fact in plain["files"].items()}
             plain["warnings"] = tuple(plain["warnings"])
             manifest = cls(**plain)
+            same = manifest.dumps() == data
         except (TypeError, AttributeError, ValueError) as error:
             raise Damage(f"a field has the wrong shape: {error}", where, "", "malformed") from error
-        if manifest.dumps() != data:
+        if not same:
             raise Damage("not the canonical encoding of what it says", where, "", "malformed")
         return manifest
 

@@ -14,7 +14,7 @@ from lych_checkpoint import body, gate, tasks
 from lych_checkpoint.errors import CheckpointError, SettingError
 from lych_checkpoint.federation import Federation
 from lych_checkpoint.lease.connection import Store
-from lych_checkpoint.manifest import canonical, digest
+from lych_checkpoint.records import canonical, digest
 from lych_checkpoint.settings import Settings
 from lych_checkpoint.worker import control, steps
 

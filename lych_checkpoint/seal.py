@@ -13,9 +13,10 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from lych_checkpoint.errors import CheckpointError, Refused
-from lych_checkpoint.manifest import RELEASE, VERSION, BodyLock, FileFact, Manifest, canonical, digest
-from lych_checkpoint.vault.files import write_atomic, writing
+from lych_checkpoint.errors import Damage, Refused
+from lych_checkpoint.manifest import BodyLock, FileFact, Manifest
+from lych_checkpoint.records import RELEASE, VERSION, canonical, digest
+from lych_checkpoint.vault import write_atomic, writing
 
 _DOMAIN = b"lych-seal-v1\0"
 _UNLISTED = ("manifest.json", "seal")
@@ -58,13 +59,14 @@ def seal(folder: Path, manifest: Manifest, key_path: Path) -> None:
     """
     key = load_key(key_path)
     with writing(folder):
-        whole = replace(manifest, files={name: _fact(path) for name, path in _files(folder).items()}).dumps()
+        files, strange = _files(folder)
+        if strange:
+            raise Refused("neither a plain file nor a directory, or its name is not UTF-8", f"{folder}/{strange[0]}",
+                          "remove it", "strange-file")
+        facts = {name: _fact(path) for name, path in files.items()}
+    whole = replace(manifest, files=facts, release=RELEASE).dumps()
     write_atomic(folder / "manifest.json", whole)
-    public = key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
-    write_atomic(folder / "seal", canonical({
-        "version": VERSION, "release": RELEASE, "algorithm": "ed25519", "key": public.hex(),
-        "manifest": digest(whole), "signature": key.sign(_DOMAIN + whole).hex(),
-    }))
+    write_atomic(folder / "seal", _seal_of(whole, RELEASE, key.public_key(), key.sign(_DOMAIN + whole)))
 
 
 def verify(folder: Path, key_path: Path) -> list[str]:
@@ -81,29 +83,36 @@ def verify(folder: Path, key_path: Path) -> list[str]:
         whole, sealed = (folder / "manifest.json").read_bytes(), (folder / "seal").read_bytes()
     except OSError as error:
         return [f"{Path(str(error.filename)).name} is missing or cannot be read: {error.strerror}"]
-    damages = _signature_damages(whole, sealed, public)
     try:
         manifest = Manifest.loads(whole)
-        damages += _file_damages(folder, manifest) + _lock_damages(folder, manifest)
-    except CheckpointError as error:
-        damages.append(f"{error.where}: {error.what}")
-    return damages
+    except Damage as error:
+        return [f"{error.where}: {error.what}"]
+    return (_seal_damages(whole, sealed, manifest.release, public) + _file_damages(folder, manifest)
+            + _lock_damages(folder, manifest))
 
 
-def _signature_damages(whole: bytes, sealed: bytes, public: Ed25519PublicKey) -> list[str]:
+def _seal_of(whole: bytes, release: str, public: Ed25519PublicKey, signature: bytes) -> bytes:
+    raw = public.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    return canonical({
+        "version": VERSION, "release": release, "algorithm": "ed25519", "key": raw.hex(),
+        "manifest": digest(whole), "signature": signature.hex(),
+    })
+
+
+def _seal_damages(whole: bytes, sealed: bytes, release: str, public: Ed25519PublicKey) -> list[str]:
+    """Return what is wrong with the seal; every byte of it follows from the manifest, the key and the signature."""
     try:
         record = json.loads(sealed)
-        signature = bytes.fromhex(record["signature"])
-        named = (record["algorithm"], record["manifest"], record["version"], record["key"])
-    except (ValueError, KeyError, TypeError):
+        key, named, signature = record["key"], record["manifest"], bytes.fromhex(record["signature"])
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ["seal is not a seal"]
-    if canonical(record) != sealed or len(record) != len(named) + 2:
-        return ["seal is not the canonical encoding of what it says"]
-    ours = public.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw).hex()
-    if record["key"] != ours:
-        return [f"seal was made with another key ({str(record['key'])[:16]})"]
-    if named[:3] != ("ed25519", digest(whole), VERSION) or record["release"] != RELEASE:
+    expected = json.loads(_seal_of(whole, release, public, signature))
+    if key != expected["key"]:
+        return [f"seal was made with another key ({str(key)[:16]})"]
+    if named != expected["manifest"]:
         return ["manifest.json is not the one that was sealed"]
+    if sealed != canonical(expected):
+        return ["seal is not what was written"]
     try:
         public.verify(signature, _DOMAIN + whole)
     except InvalidSignature:
@@ -116,9 +125,10 @@ def _file_damages(folder: Path, manifest: Manifest) -> list[str]:
     if manifest.id != folder.name:
         damages.append(f"the directory is named {folder.name}, sealed was {manifest.id}")
     try:
-        found = _files(folder)
-    except (OSError, Refused) as error:
+        found, strange = _files(folder)
+    except OSError as error:
         return [*damages, f"the directory cannot be read: {error}"]
+    damages += [f"{name} was added, and is no plain file" for name in strange]
     damages += [f"{name} was added" for name in sorted(set(found) - set(manifest.files))]
     for name, fact in sorted(manifest.files.items()):
         if name not in found:
@@ -137,25 +147,33 @@ def _lock_damages(folder: Path, manifest: Manifest) -> list[str]:
         lock = BodyLock.loads((folder / "lychd.lock").read_text())
     except (OSError, UnicodeDecodeError):
         return []  # missing or changed, and named so already
-    except CheckpointError as error:
+    except Damage as error:
         return [f"lychd.lock: {error.what}"]
     if (lock.checkpoint, lock.signature, lock.commits) != (manifest.id, manifest.signature, manifest.repos):
         return ["lychd.lock and manifest.json speak of different bodies"]
     return []
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    """Return every file below the folder by posix path; a link or device could point out of the seal's reach."""
-    found = {}
-    for parent, directories, names in os.walk(folder):
+def _files(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """Return every file below the folder by posix path, and what else is there.
+
+    A link or device could point out of the seal's reach; a name that is not UTF-8 has no place in a manifest.
+    """
+    found, strange = {}, []
+    for parent, directories, names in os.walk(folder, onerror=_give_up):
         for name in [*directories, *names]:
             path = Path(parent, name)
-            mode = path.lstat().st_mode
-            if stat.S_ISREG(mode):
-                found[path.relative_to(folder).as_posix()] = path
+            relative, mode = path.relative_to(folder).as_posix(), path.lstat().st_mode
+            readable = relative.encode(errors="surrogateescape").decode(errors="backslashreplace")
+            if stat.S_ISREG(mode) and readable == relative:
+                found[relative] = path
             elif not stat.S_ISDIR(mode):
-                raise Refused("neither a file nor a directory", str(path), "remove it", "strange-file")
-    return {name: path for name, path in found.items() if name not in _UNLISTED}
+                strange.append(readable)
+    return {name: path for name, path in found.items() if name not in _UNLISTED}, sorted(strange)
+
+
+def _give_up(error: OSError) -> None:
+    raise error
 
 
 def _fact(path: Path) -> FileFact:

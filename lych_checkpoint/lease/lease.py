@@ -14,7 +14,7 @@ from typing import Any
 
 from lych_checkpoint.errors import FreezeError, RestoreOpen
 from lych_checkpoint.lease.connection import Store
-from lych_checkpoint.manifest import VERSION
+from lych_checkpoint.records import VERSION
 
 #: The last explicit thaws are remembered this long, for workers that fail closed and missed the bell.
 THAWED_TTL_MS = 3_600_000

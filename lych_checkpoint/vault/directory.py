@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from lych_checkpoint.errors import Away, Damage, Refused
-from lych_checkpoint.manifest import RELEASE, VERSION, Manifest, canonical, check_version, digest
-from lych_checkpoint.vault import lineage, names
+from lych_checkpoint.manifest import Manifest
+from lych_checkpoint.records import RELEASE, VERSION, canonical, digest, load_record
+from lych_checkpoint.vault import lineage, names, rows
 from lych_checkpoint.vault.files import flush_directory, flush_tree, write_atomic, writing
 
 logger = logging.getLogger(__name__)
 
 _FOLDERS = ("checkpoints", "keys", "notes", "run")
 _PARTIAL = ".partial"
+_ID = re.compile(r"\d{8}T\d{12}Z-[0-9a-f]{6}")
 
 
 class Vault:
@@ -43,6 +45,8 @@ class Vault:
             for name in _FOLDERS:
                 (self.root / name).mkdir(mode=0o700, exist_ok=True)
             flush_directory(self.root)
+            with suppress(PermissionError):  # an administrator's directory, which was there before us
+                flush_directory(self.root.parent)
 
     def open(self) -> None:
         """Make sure that the vault is there and can be written.
@@ -51,20 +55,26 @@ class Vault:
             Away: it is not there, or was never set up.
             Refused: it cannot be written, or has no room.
         """
-        if not all((self.root / name).is_dir() for name in _FOLDERS):
-            raise Away("there is no vault", str(self.root), "mount it or set LYCH_VAULT; a new one: `lych-checkpoint "
-                       "init`", "vault-away")
+        with writing(self.root):
+            there = all((self.root / name).is_dir() for name in _FOLDERS)
+        if not there:
+            raise self._absent("there is no vault")
         write_atomic(self.root / "run" / "probe", b"x" * 4096)
 
     def new_id(self, now: datetime) -> str:
-        """Return an id that sorts by time and is not taken."""
+        """Return an id that sorts by time, and that no other call will return."""
         return f"{now.astimezone(UTC):%Y%m%dT%H%M%S%f}Z-{secrets.token_hex(3)}"
 
     @contextmanager
     def partial(self, checkpoint_id: str) -> Iterator[Path]:
-        """Give a directory with ``body`` and ``soul`` in it that `publish` makes a checkpoint; removed on error."""
+        """Give a directory with ``body`` and ``soul`` in it that `publish` makes a checkpoint; removed on error.
+
+        The caller holds the lock: what a killed attempt at the same id left is removed first.
+        """
         folder = self._checkpoints / (checkpoint_id + _PARTIAL)
         with writing(folder):
+            if folder.exists():
+                shutil.rmtree(folder)
             for path in (folder, folder / "body", folder / "soul"):
                 path.mkdir(mode=0o700)
         try:
@@ -87,12 +97,19 @@ class Vault:
         return [folder.name for folder in left]
 
     def publish(self, checkpoint_id: str) -> None:
-        """Make a sealed partial directory a checkpoint: all of it durable, then one rename, then that durable."""
-        folder = self._checkpoints / (checkpoint_id + _PARTIAL)
+        """Make a sealed partial directory a checkpoint: all of it durable, then one rename, then that durable.
+
+        When the last step fails the rename is taken back: the caller will drop what the checkpoint refers to.
+        """
+        folder, goal = self._checkpoints / (checkpoint_id + _PARTIAL), self.path(checkpoint_id)
         with writing(folder):
             flush_tree(folder)
-            folder.rename(self.path(checkpoint_id))
-            flush_directory(self._checkpoints)
+            folder.rename(goal)
+            try:
+                flush_directory(self._checkpoints)
+            except BaseException:
+                goal.rename(folder)
+                raise
 
     def path(self, checkpoint_id: str) -> Path:
         """Return the directory of a checkpoint."""
@@ -103,9 +120,15 @@ class Vault:
         try:
             found = os.listdir(self._checkpoints)
         except OSError as error:
-            raise Away(f"cannot be read: {error.strerror}", str(self._checkpoints),
-                       "mount it or set LYCH_VAULT; a new one: `lych-checkpoint init`", "vault-away") from error
-        return sorted(name for name in found if not name.endswith(_PARTIAL) and (self.path(name) / "seal").exists())
+            raise self._absent(f"the vault cannot be read: {error.strerror}") from error
+        return sorted(name for name in found if not name.endswith(_PARTIAL) and self._is_sealed(name))
+
+    def _is_sealed(self, name: str) -> bool:
+        return os.path.exists(f"{self._checkpoints}/{name}/seal")  # a long list has no time for Path objects
+
+    def _absent(self, what: str) -> Away:
+        return Away(what, str(self.root), "mount it or set LYCH_VAULT; a new one: `lych-checkpoint init`",
+                    "vault-away")
 
     def manifest(self, checkpoint_id: str) -> Manifest:
         """Read a manifest, without verifying its seal.
@@ -127,16 +150,25 @@ class Vault:
             except Damage as error:
                 logger.warning("%s", error, extra={"event": "vault.damage", "checkpoint": checkpoint_id})
 
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Return the JSON object of every checkpoint that can be read, by id, oldest first."""
+        return rows.rows(self.root / "notes" / "list.cache", self._checkpoints, self.ids(), self.manifest)
+
     def resolve(self, name: str) -> Manifest:
         """Return the checkpoint that an id, a unique prefix, `latest`, `latest~2` or a label names.
 
         Raises:
             UnknownName: none or several fit.
+            Damage: its manifest cannot be read, or its seal is gone.
         """
         ids = self.ids()
-        if name in ids:
-            return self.manifest(name)
-        return names.resolve(name, list(self.manifests()))
+        if name not in ids and _ID.fullmatch(name) and self.path(name).is_dir():
+            raise Damage("its seal is missing", name, "restore another checkpoint, or copy this one back",
+                         "seal-missing")
+        return self.manifest(names.resolve(name, ids, self.manifest, self._labels))
+
+    def _labels(self) -> dict[str, str]:
+        return {one: row["label"] for one, row in self.rows().items() if row["label"]}
 
     def last_seal(self) -> str:
         """Return the digest of the newest checkpoint's seal, empty if there is none."""
@@ -162,17 +194,21 @@ class Vault:
             Refused: it is another federation's.
         """
         known = self.read_federation()
-        if known is not None and (known["federation"], known["uuid"]) != (federation, uuid):
+        if known is None:
+            record = {"version": VERSION, "release": RELEASE, "federation": federation, "uuid": uuid}
+            write_atomic(self.root / "federation.json", canonical(record))
+        elif (known["federation"], known["uuid"]) != (federation, uuid):
             raise Refused(f"this vault belongs to the federation {known['federation']!r} ({known['uuid']})",
                           str(self.root), "set LYCH_VAULT or LYCH_DATABASE_URL to the pair that belongs together",
                           "foreign-vault")
-        record = {"version": VERSION, "release": RELEASE, "federation": federation, "uuid": uuid}
-        if known is None:
-            write_atomic(self.root / "federation.json", canonical(record))
 
     def read_federation(self) -> dict[str, Any] | None:
         """Return ``federation`` and ``uuid``, or None where nothing was set up."""
-        return self.read_record("federation.json")
+        record = self.read_record("federation.json")
+        if record is not None and not {"federation", "uuid"} <= set(record):
+            raise Damage("federation or uuid is missing", str(self.root / "federation.json"),
+                         "restore the file from a copy", "malformed")
+        return record
 
     def read_record(self, name: str) -> dict[str, Any] | None:
         """Read one of the vault's JSON records; None if it is not there.
@@ -183,13 +219,9 @@ class Vault:
         """
         path = self.root / name
         try:
-            record = json.loads(path.read_bytes())
+            return load_record(path.read_bytes(), str(path))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except ValueError as error:
-            raise Damage("not a JSON record", str(path), "", "malformed") from error
         except OSError as error:
             raise Away(f"cannot be read: {error.strerror}", str(path), "run as the vault's owner",
                        "vault-away") from error
-        check_version(record, str(path))
-        return dict(record)

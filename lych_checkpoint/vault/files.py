@@ -11,25 +11,32 @@ from pathlib import Path
 
 from lych_checkpoint.errors import Away, Refused
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
 
 @contextmanager
 def writing(where: Path) -> Iterator[None]:
-    """Turn the file system's errors into ours.
+    """Turn the file system's errors around ``where`` into ours; those of other places pass as they are.
 
     Raises:
         Refused: no room, no permission, or a read-only file system.
-        Away: the directory is not there.
+        Away: the directory is not there, or not reachable.
     """
     try:
         yield
+    except (ConnectionError, TimeoutError):
+        raise  # a server's, from within the block
     except OSError as error:
-        name = error.filename or str(where)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise Refused("there is no room left", str(name), "make room, then try again", "vault-full") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise Refused(f"cannot be written: {error.strerror}", str(name), "run as the vault's owner",
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(where)
+        if not (Path(name).is_relative_to(where.parent) or where.is_relative_to(name)):
+            raise
+        if error.errno in _FULL:
+            raise Refused("there is no room left", name, "make room, then try again", "vault-full") from error
+        if error.errno in _FORBIDDEN:
+            raise Refused(f"cannot be written: {error.strerror}", name, "run as the vault's owner",
                           "vault-unwritable") from error
-        raise Away(f"cannot be reached: {error.strerror}", str(name),
+        raise Away(f"cannot be reached: {error.strerror}", name,
                    "mount or set LYCH_VAULT, then `lych-checkpoint init`", "vault-away") from error
 
 
@@ -39,22 +46,23 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
     It is written aside, fsynced, renamed, and the directory fsynced.
 
     Raises:
-        Refused, Away: as `writing`; the old file stands.
+        Refused, Away: as `writing`. The old file stands, unless only the last fsync failed: then it may be either.
     """
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with writing(path):
         try:
             descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
             with os.fdopen(descriptor, "wb") as file:
+                os.fchmod(descriptor, mode)  # whatever the umask is
                 file.write(data)
                 file.flush()
                 os.fsync(descriptor)
             aside.replace(path)
-            flush_directory(path.parent)
-        except OSError:
+        except BaseException:
             with suppress(OSError):
                 aside.unlink()
             raise
+        flush_directory(path.parent)
 
 
 def flush_directory(path: Path) -> None:
