@@ -93,19 +93,26 @@ def recover(federation: Federation) -> dict[str, Any]:
         entry = journal.read(federation.vault)
         if entry is None:
             marks.mark_journal(federation.store(), "")
+            _end_dead_freeze(federation)
             return {"recovered": None}
         work = Restoration.resume(federation, entry)
         if entry.phase in ("staging", "closing"):
             work.undo("interrupted before anything was displaced")
-            standing = lease.read(federation.store())
-            if standing is not None and standing.mode == freeze.RESTORE:  # its owner is dead: we hold the lock
-                lease.drop(federation.store(), standing.token)
+            _end_dead_freeze(federation)
             return {"recovered": "old", "checkpoint": entry.checkpoint}
         with work.undone_on_error():
             if entry.phase != "done":
                 work.switch()
             work.finish()
+        _end_dead_freeze(federation)
         return {"recovered": "new", **work.document()}
+
+
+def _end_dead_freeze(federation: Federation) -> None:
+    """End the freeze of a restore that died: its owner is dead, for we hold its locks, and its pair is whole again."""
+    standing = lease.read(federation.store())
+    if standing is not None and standing.mode == freeze.RESTORE:
+        lease.drop(federation.store(), standing.token)
 
 
 def _verified(federation: Federation, name: str) -> Manifest:
