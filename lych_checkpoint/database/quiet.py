@@ -49,11 +49,16 @@ def look(connection: Connection, ours: Collection[int] = ()) -> Reading:
             SELECT l.pid FROM pg_locks l
             WHERE l.granted AND l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND l.relation >= %s)
         UNION ALL
-        SELECT NULL, owner, gid, database, 'prepared', transaction::text::bigint FROM pg_prepared_xacts""",
-                 (_FIRST_USER_OID,))
-    snapshot = str(rows(connection, "SELECT pg_current_snapshot()::text")[0][0])
+        SELECT NULL, owner, gid, database, 'prepared', transaction::text::bigint FROM pg_prepared_xacts
+        UNION ALL
+        SELECT NULL, NULL, pg_current_snapshot()::text, NULL, 'snapshot', NULL""", (_FIRST_USER_OID,))
+    # One statement, in whatever order it is run: who slips between its parts ends before the other reading, and moves
+    # the snapshot, or still runs then, and is named.
+    snapshot = next(str(name) for _, _, name, _, kind, _ in found if kind == "snapshot")
     writers, known = [], set()
     for pid, user, name, database, kind, xid in found:
+        if kind == "snapshot":
+            continue
         known.add(xid)
         if pid in ours or kind == "autovacuum worker":
             continue
@@ -71,9 +76,8 @@ def flush(connection: Connection) -> None:
 
     Takes an xid, so it comes before the first reading. Waits for this server's disk only, not for its standbys.
     """
-    with connection.transaction():
-        rows(connection, "SET LOCAL synchronous_commit TO local")
-        rows(connection, "SELECT pg_logical_emit_message(true, 'lych', 'flush')")
+    rows(connection, "BEGIN; SET LOCAL synchronous_commit TO local; "
+                     "SELECT pg_logical_emit_message(true, 'lych', 'flush'); COMMIT")  # one round trip
 
 
 def fence(connection: Connection) -> None:

@@ -42,7 +42,7 @@ class DumpDriver:
         """Return None, or why pg_dump cannot capture and restore here. Raises Away if the server is not there."""
         server = self._server()
         for name in ("pg_dump", "pg_restore"):
-            program = find(name, self._ground.pg_bin, server.major)
+            program = find(name, self._ground.pg_bin)
             if program is None:
                 return f"{name} was not found: set LYCH_PG_BIN"
             try:
@@ -71,7 +71,7 @@ class DumpDriver:
     def prepare(self, checkpoint: str, into: Path) -> None:  # noqa: ARG002 - the file's place names it
         """Connect twice, so that the window only spawns pg_dump."""
         self._into = into
-        self._dumping = Dumping(self._ground.url, self._program("pg_dump"), into / _ARCHIVE)
+        self._dumping = Dumping(self._ground.url, need("pg_dump", self._ground.pg_bin), into / _ARCHIVE)
 
     def capture(self) -> None:
         """Export the snapshot of this instant, and return when pg_dump owns its locks."""
@@ -108,7 +108,7 @@ class DumpDriver:
         try:
             portrait.Portrait.of(json.loads((folder / _SETTINGS).read_text()))
             how = ["--file=/dev/null"] if deep else ["--list"]
-            run([self._program("pg_restore"), *how, folder / _ARCHIVE], timeout_s=_RESTORE_S)
+            run([need("pg_restore", self._ground.pg_bin), *how, folder / _ARCHIVE], timeout_s=_RESTORE_S)
         except ValueError as error:
             return [f"{_SETTINGS} cannot be read: {error}"]
         except Damage as error:
@@ -234,7 +234,8 @@ class DumpDriver:
 
     def _load(self, archive: Path, name: str) -> None:
         address, secret = without_password(with_name(self._ground.url, name), "lych-checkpoint restore")
-        run([self._program("pg_restore"), "--exit-on-error", "--no-password", f"--dbname={address}", archive],
+        program = need("pg_restore", self._ground.pg_bin)
+        run([program, "--exit-on-error", "--no-password", f"--dbname={address}", archive],
             timeout_s=_RESTORE_S, environment=secret)
         with connect(with_name(self._ground.url, name)) as connection, speaking(connection):
             patient(connection)
@@ -248,10 +249,6 @@ class DumpDriver:
     def _maintenance(self) -> Iterator[Connection]:
         with catalogue.maintenance(self._ground.url) as connection, speaking(connection):
             yield connection
-
-    def _program(self, name: str) -> Path:
-        with self._maintenance() as connection:
-            return need(name, self._ground.pg_bin, connection.info.server_version // 10_000)
 
     def _open_dump(self) -> tuple[Dumping, Path]:
         if self._dumping is None or self._into is None:

@@ -10,20 +10,28 @@ from lych_checkpoint.errors import Refused
 from lych_checkpoint.process import run
 
 #: Where distributions keep the programs of one major version, off PATH.
-_HOMES = ("/usr/lib/postgresql/{major}/bin", "/usr/pgsql-{major}/bin", "/usr/lib/postgresql{major}/bin")
+_HOMES = ("usr/lib/postgresql/{major}/bin", "usr/pgsql-{major}/bin", "usr/lib/postgresql{major}/bin")
 
 
-def find(name: str, pg_bin: Path | None, major: int) -> Path | None:
-    """Return the program: in ``pg_bin`` if that is given, else on PATH, else where a distribution keeps it."""
+def find(name: str, pg_bin: Path | None, major: int = 0) -> Path | None:
+    """Return the program: in ``pg_bin`` if that is given, else where a distribution keeps it, else on PATH.
+
+    Args:
+        name: the program's.
+        pg_bin: LYCH_PG_BIN.
+        major: of the server; without it the newest of several is taken.
+    """
     if pg_bin is not None:
         return pg_bin / name if (pg_bin / name).exists() else None
+    kept = [path for home in _HOMES for path in Path("/").glob(f"{home.format(major=major or '*')}/{name}")]
     on_path = shutil.which(name)
-    homes = [Path(home.format(major=major)) / name for home in _HOMES]
-    return Path(on_path) if on_path else next((path for path in homes if path.exists()), None)
+    if kept and (major or not on_path):
+        return max(kept, key=lambda path: [int(number) for number in re.findall(r"\d+", str(path))])
+    return Path(on_path) if on_path else None
 
 
-def need(name: str, pg_bin: Path | None, major: int) -> Path:
-    """Return the program.
+def need(name: str, pg_bin: Path | None, major: int = 0) -> Path:
+    """Return the program, see `find`.
 
     Raises:
         Refused: there is none (code ``program-missing``).

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import shlex
 import signal
 import threading
 import time
@@ -336,6 +338,29 @@ def test_a_kill_at_any_point_of_a_switch_leaves_a_way_on_and_a_way_back(place: P
         assert soul_data.picture(place.url) == ruined
         outcomes.add("old")
     assert outcomes == {"old", "new"}
+
+
+def test_the_server_is_stopped_and_started_by_the_users_own_commands(place: Place, tmp_path: Path) -> None:
+    if place.driver != "btrfs":
+        assert place.soul().driver.standing() == []  # nothing is ever stopped
+        return
+    user = ["runuser", "-u", str(place.node.owner), "--"] if os.geteuid() == 0 else []
+    pg_ctl = [*user, str(place.node.pg_bin / "pg_ctl"), "-w", "-D", str(place.node.pgdata)]
+    traced = place.node.pgdata.parent / "started"
+    ground = Ground(
+        url=place.url, pg_bin=place.node.pg_bin, control=json.dumps({
+            "start": ["sh", "-c", f"touch {traced} && cd / && {shlex.join([*pg_ctl, '-l', '/dev/null', 'start'])}"],
+            "stop": ["sh", "-c", f"cd / && {shlex.join([*pg_ctl, '-m', 'fast', 'stop'])}"],
+        }))
+    soul = Soul.open(ground, "btrfs", "refuse")
+    facts, folder = place.captured(soul)
+    frozen = soul_data.picture(place.url)
+    soul_data.ruin(place.url)
+    staged = place.staged(soul, facts, folder, f"t{next(_numbers)}")
+    soul.switch(staged)
+    assert traced.exists()
+    assert soul.driver.standing() == []
+    assert soul_data.picture(place.url) == frozen
 
 
 def test_clients_can_connect_again_at_once_after_the_switch(place: Place) -> None:
