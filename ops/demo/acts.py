@@ -15,7 +15,6 @@ from ops.demo.proof import MismatchError, Observer, same
 from ops.demo.system import System
 from ops.demo.table import Story
 
-WORKERS = ("one", "two")
 TOTAL = evolutions.ACCOUNTS * evolutions.START
 _TRIES = 5  # a window of a few milliseconds may pass between two looks of the observer
 
@@ -33,14 +32,14 @@ class Seal:
 def begin(story: Story, system: System) -> None:
     """Fill the servers, make the vault, and let two workers and a beat run."""
     system.make_body()
+    system.start_beat()
     system.make_soul()
     story.note(f"PostgreSQL on 127.0.0.1:{system.postgres.port}, Valkey on 127.0.0.1:{system.broker.port}")
     story.note(f"{evolutions.ACCOUNTS} accounts with {evolutions.START} coins each; no task may change their sum")
     system.lych("init")
-    system.start_beat()
-    system.start(*WORKERS)
+    system.start("one", "two")
     system.wait_for_load()
-    story.note(f"workers {' and '.join(WORKERS)} and a beat run, and money moves")
+    story.note("two workers and a beat run, and money moves")
 
 
 def seal_under_load(story: Story, system: System) -> Seal:
@@ -77,7 +76,7 @@ def seal_under_load(story: Story, system: System) -> Seal:
 def evolve(story: Story, system: System) -> None:
     """Let the daemon rewrite itself, restart it, and let it work on."""
     with story.phase("Evolve: new code in two repositories, a migration, a checkpoint before it"):
-        _evolve(story, system, evolutions.first())
+        _evolve(story, system, evolutions.first(), "three", "four")
 
 
 def wreck(story: Story, system: System, seal: Seal) -> None:
@@ -85,7 +84,7 @@ def wreck(story: Story, system: System, seal: Seal) -> None:
     with story.phase("Wreck it: roll back the code alone"):
         for name, commit in seal.document["repos"].items():
             system.git(name, "reset", "-q", "--hard", commit)
-        refused = system.start_unready("three")
+        refused = system.start_unready("five")
         same("exit code of a worker on half a federation", refused.wait_exit(), os.EX_CONFIG)
         story.quote(_gate_message(refused.text))
         story.proven("the gate refused the worker with exit code 78")
@@ -96,7 +95,7 @@ def restore(story: Story, system: System, seal: Seal) -> float:
     identity = seal.document["id"]
     with story.phase("Restore body and soul: lych-checkpoint restore --yes"):
         system.lych("restore", identity, "--yes")
-        for name in WORKERS:
+        for name in ("three", "four"):
             same(f"exit code of the old worker {name}", system.workers[name].wait_exit(), os.EX_TEMPFAIL)
         story.proven("the old workers, which hold the old future's code, left with exit code 75")
         with psycopg.connect(system.environment["LYCH_DATABASE_URL"]) as connection:
@@ -109,7 +108,7 @@ def restore(story: Story, system: System, seal: Seal) -> float:
     restored_at = time.time()
     with story.phase("Boot again"):
         system.workers.clear()
-        system.start(*WORKERS)
+        system.start("six", "seven")
         system.wait_for_load()
         story.proven("both workers passed the gate and money moves")
         _check_total(story, system)
@@ -119,13 +118,13 @@ def restore(story: Story, system: System, seal: Seal) -> float:
 def go_another_way(story: Story, system: System) -> None:
     """Evolve again, differently."""
     with story.phase("Evolve another way, from the restored state"):
-        _evolve(story, system, evolutions.second())
+        _evolve(story, system, evolutions.second(), "eight", "nine")
 
 
 def look_back(story: Story, system: System, seal: Seal, restored_at: float) -> list[dict[str, Any]]:
     """Check over the whole run that freezes were quiet and that nothing was lost or done twice."""
     with story.phase("Look back over everything that ran"):
-        _stop(story, system)
+        _relieve(story, system)
         stamps = system.stamps()
         listed: list[dict[str, Any]] = system.lych("list")["checkpoints"]
         freezes = sorted(listed, key=lambda one: float(one["frozen_at"]))
@@ -150,11 +149,10 @@ def gone(story: Story, system: System) -> None:
     story.proven("no process and no file is left behind")
 
 
-def _evolve(story: Story, system: System, evolution: Evolution) -> None:
+def _evolve(story: Story, system: System, evolution: Evolution, *heirs: str) -> None:
     before = system.evolve(evolution.files, evolution.statements)
     story.proven(f"{before} was sealed before the evolution's first line ran")
-    _stop(story, system)
-    system.start(*WORKERS)
+    _relieve(story, system, *heirs)
     system.wait_for_load()
     with psycopg.connect(system.environment["LYCH_DATABASE_URL"]) as connection:
         found = connection.execute(
@@ -167,8 +165,8 @@ def _evolve(story: Story, system: System, evolution: Evolution) -> None:
     _check_total(story, system)
 
 
-def _stop(story: Story, system: System) -> None:
-    for name in system.stop():
+def _relieve(story: Story, system: System, *heirs: str) -> None:
+    for name in system.relieve(*heirs):
         story.note(f"worker {name} hung in Celery's own warm shutdown and was killed")
 
 

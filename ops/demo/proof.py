@@ -65,7 +65,7 @@ class Observer:
     def _look(self) -> None:
         with psycopg.connect(self._database, autocommit=True, application_name="demo observer") as connection:
             connection.execute("set default_transaction_read_only = on")
-            while not self._done.wait(0.001):
+            while not self._done.wait(0.003):
                 after = time.time()
                 found = digests(connection)
                 self._samples.append(Sample(after, time.time(), found))

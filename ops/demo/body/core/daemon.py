@@ -40,7 +40,7 @@ def soul() -> psycopg.Connection[tuple[object, ...]]:
 
 
 @app.task(name="pulse", ignore_result=True)
-def pulse(transfers: int = 10) -> None:
+def pulse(transfers: int = 8) -> None:
     """Ask for a handful of transfers; beat calls this."""
     for _ in range(transfers):
         transfer.delay(random.choice(list(ORGANS)))
