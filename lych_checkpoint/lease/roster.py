@@ -117,15 +117,15 @@ class Entry:
 class Ack:
     """What a worker says with its barrier closed.
 
-    ``in_flight`` are the ids of tasks that started and have not ended, exempt ones apart; ``ages_s`` how long ago
-    they did. ``broken``: it opened by expiry under this very token, so no ack of it counts any more.
+    ``in_flight`` are the ids of tasks that started and have not ended, exempt ones apart; ``since_ms`` when they did,
+    by Redis's clock. ``broken``: it opened by expiry under this very token, so no ack of it counts any more.
     """
 
     in_flight: tuple[str, ...]
     tasks: dict[str, str]
     exempt: tuple[str, ...]
     broken: bool
-    ages_s: dict[str, float] = field(default_factory=dict, compare=False)
+    since_ms: dict[str, int] = field(default_factory=dict, compare=False)
 
     def dumps(self) -> str:
         """Return the JSON text."""
@@ -136,7 +136,7 @@ class Ack:
         """Read the JSON text back."""
         record = json.loads(text)
         return cls(in_flight=tuple(record["in_flight"]), tasks=record["tasks"], exempt=tuple(record["exempt"]),
-                   broken=record["broken"], ages_s=record["ages_s"])
+                   broken=record["broken"], since_ms=record["since_ms"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,6 +67,7 @@ class Member:
         self._last_ack: roster.Ack | None = None
         self._born_ms: int | None = None
         self._misses = 0
+        self._ahead_s = 0.0  # Redis's clock, less this process's monotonic one
         self._ticked_s = clock_s()
         self.left = False
         self.barrier: Barrier | None = None
@@ -122,7 +123,7 @@ class Member:
             token = self._freeze.token if self._freeze else ""
             asked_s = clock_s()  # before the question: a process stopped right after the answer has slept
             seen = roster.beat(self._store, self._described(), token)
-            self._misses = 0
+            self._misses, self._ahead_s = 0, seen.now_ms / 1000 - time.monotonic()
             reborn = self._born_ms is not None and seen.born_ms != self._born_ms
             self._born_ms = seen.born_ms
             waits = self._freeze is not None and self._freeze.mode == "restore" and seen.lease is not None
@@ -214,7 +215,7 @@ class Member:
             tasks={one.task_id: one.task for one in running},
             exempt=tuple(sorted({one.task for one in running if one.exempt})),
             broken=token in self._broken,
-            ages_s={one.task_id: round(time.monotonic() - one.taken_s, 1) for one in running},
+            since_ms={one.task_id: round((one.taken_s + self._ahead_s) * 1000) for one in running},
         )
 
     def _opened_by_look(self, *, thawed: bool) -> None:
