@@ -108,14 +108,14 @@ def safepoint() -> None:
         return
     store = plugin.federation().store()
     try:
-        while _is_paused(store, str(task.request.id), plugin, task.name):
+        while _is_parked(store, str(task.request.id), plugin, task.name):
             time.sleep(_PARKED_POLL_S)
     finally:
         store.close()
 
 
-def _is_paused(store: Store, task_id: str, plugin: Any, task: str) -> bool:
+def _is_parked(store: Store, task_id: str, plugin: Any, task: str) -> bool:
     try:
-        return requests.pause(store, task_id, plugin.boot, task)
+        return requests.park_while_frozen(store, task_id, plugin.boot, task)
     except CheckpointError:  # nothing can be known: the worker's own barrier opens when its lease has ended
         return bool(plugin.frozen[0])

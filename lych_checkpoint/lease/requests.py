@@ -22,7 +22,7 @@ return {'1'}
 """
 # KEYS parked, lease; ARGV task id, record, prefix of the wake list. Parks for the freeze in force and no other: a
 # record that could not be taken back counts for nothing later. Returns {"0"} when nothing is frozen.
-_PAUSE = """
+_PARK_WHILE_FROZEN = """
 local epoch = redis.call('HGET', KEYS[2], 'epoch')
 if not epoch then
   redis.call('HDEL', KEYS[1], ARGV[1])
@@ -45,13 +45,13 @@ def park(store: Store, task_id: str, boot: str, task: str) -> None:
     store.script(_PARK, [store.keys["parked"], store.keys["lease"]], task_id, record, store.keys["wake:"])
 
 
-def pause(store: Store, task_id: str, boot: str, task: str) -> bool:
+def park_while_frozen(store: Store, task_id: str, boot: str, task: str) -> bool:
     """Count the running task as drained in the freeze in force; False, and unparked, when there is none.
 
     To be asked again until it says False.
     """
     record = json.dumps({"boot": boot, "task": task})
-    return store.script(_PAUSE, [store.keys["parked"], store.keys["lease"]], task_id, record,
+    return store.script(_PARK_WHILE_FROZEN, [store.keys["parked"], store.keys["lease"]], task_id, record,
                         store.keys["wake:"]) == ["1"]
 
 

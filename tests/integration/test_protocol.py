@@ -340,7 +340,7 @@ def test_task_parked_for_one_freeze_is_not_parked_in_the_next(store: Store, work
     with freeze.thawing(store, terms(), silent) as (frozen, _thaw):
         one.member.look()
         frozen.wait_for_acks()
-        assert requests.pause(store, "parks", one.boot, "work") is True
+        assert requests.park_while_frozen(store, "parks", one.boot, "work") is True
         frozen.drain()
         frozen.confirm()
     with freeze.thawing(store, terms(drain_timeout_s=0.3), silent) as (frozen, _thaw):  # Redis was away: still noted
@@ -350,10 +350,10 @@ def test_task_parked_for_one_freeze_is_not_parked_in_the_next(store: Store, work
             frozen.drain()
         with pytest.raises(FreezeError, match="task parks runs"):
             frozen.confirm()
-        assert requests.pause(store, "parks", one.boot, "work") is True
+        assert requests.park_while_frozen(store, "parks", one.boot, "work") is True
         frozen.drain()
         frozen.confirm()
-    assert requests.pause(store, "parks", one.boot, "work") is False
+    assert requests.park_while_frozen(store, "parks", one.boot, "work") is False
     assert requests.parked(store) == {}
 
 
