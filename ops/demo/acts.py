@@ -14,6 +14,7 @@ from ops.demo.evolutions import Evolution
 from ops.demo.proof import MismatchError, Observer, same
 from ops.demo.system import System
 from ops.demo.table import Story
+from ops.servers.celery import CeleryProcess
 
 TOTAL = evolutions.ACCOUNTS * evolutions.START
 _TRIES = 5  # a window of a few milliseconds may pass between two looks of the observer
@@ -67,7 +68,7 @@ def seal_under_load(story: Story, system: System) -> Seal:
         for name, tree in trees.items():
             same(f"tree of {name}", system.git(name, "rev-parse", f"{made['repos'][name]}^{{tree}}"), tree)
         story.proven("the sealed commits hold exactly the files on disk")
-        system.lych("verify", made["id"])
+        same("what verify finds", system.ask("checkpoint.verify", made["id"])["state"], "whole")
         story.proven("verify finds every byte as it was sealed")
         done = sum(one["ended"] <= made["frozen_at"] for one in system.stamps())
     return Seal(made, seen[0].digests, trees, done)
@@ -95,9 +96,6 @@ def restore(story: Story, system: System, seal: Seal) -> float:
     identity = seal.document["id"]
     with story.phase("Restore body and soul: lych-checkpoint restore --yes"):
         system.lych("restore", identity, "--yes")
-        for name in ("three", "four"):
-            same(f"exit code of the old worker {name}", system.workers[name].wait_exit(), os.EX_TEMPFAIL)
-        story.proven("the old workers, which hold the old future's code, left with exit code 75")
         with psycopg.connect(system.environment["LYCH_DATABASE_URL"]) as connection:
             same("the soul", proof.digests(connection), seal.digests)
         story.proven("every row, the sequence and the columns equal those at the freeze")
@@ -107,10 +105,13 @@ def restore(story: Story, system: System, seal: Seal) -> float:
         story.proven("every tree hash equals that at the freeze, and every repository is clean")
     restored_at = time.time()
     with story.phase("Boot again"):
-        system.workers.clear()
+        old, system.workers = system.workers, {}
         system.start("six", "seven")
         system.wait_for_load()
-        story.proven("both workers passed the gate and money moves")
+        story.proven("two new workers passed the gate and money moves")
+        for name in ("three", "four"):
+            same(f"exit code of the old worker {name}", old[name].wait_exit(), os.EX_TEMPFAIL)
+        story.proven("the old workers, which held the lost future's code, left by themselves with exit code 75")
         _check_total(story, system)
     return restored_at
 
@@ -124,9 +125,10 @@ def go_another_way(story: Story, system: System) -> None:
 def look_back(story: Story, system: System, seal: Seal, restored_at: float) -> list[dict[str, Any]]:
     """Check over the whole run that freezes were quiet and that nothing was lost or done twice."""
     with story.phase("Look back over everything that ran"):
-        _relieve(story, system)
-        stamps = system.stamps()
+        leaving = system.dismiss()
         listed: list[dict[str, Any]] = system.lych("list")["checkpoints"]
+        _see_off(story, system, leaving)
+        stamps = system.stamps()
         freezes = sorted(listed, key=lambda one: float(one["frozen_at"]))
         for one in freezes:
             overlapping = proof.ran_during(stamps, one["frozen_at"], one["thawed_at"])
@@ -150,9 +152,11 @@ def gone(story: Story, system: System) -> None:
 
 
 def _evolve(story: Story, system: System, evolution: Evolution, *heirs: str) -> None:
-    before = system.evolve(evolution.files, evolution.statements)
+    before = system.ask("evolve", evolution.files, evolution.statements)
     story.proven(f"{before} was sealed before the evolution's first line ran")
-    _relieve(story, system, *heirs)
+    leaving = system.dismiss()
+    system.start(*heirs)
+    _see_off(story, system, leaving)
     system.wait_for_load()
     with psycopg.connect(system.environment["LYCH_DATABASE_URL"]) as connection:
         found = connection.execute(
@@ -165,8 +169,8 @@ def _evolve(story: Story, system: System, evolution: Evolution, *heirs: str) -> 
     _check_total(story, system)
 
 
-def _relieve(story: Story, system: System, *heirs: str) -> None:
-    for name in system.relieve(*heirs):
+def _see_off(story: Story, system: System, leaving: dict[str, CeleryProcess]) -> None:
+    for name in system.see_off(leaving):
         story.note(f"worker {name} hung in Celery's own warm shutdown and was killed")
 
 

@@ -110,17 +110,16 @@ class System:
             raise MismatchError(f"lych-checkpoint {' '.join(argv)} ended with {done.returncode}:\n{_said(done)}")
         return json.loads(done.stdout)
 
+    def ask(self, task: str, *arguments: Any) -> Any:
+        """Send a task from here, and return its result."""
+        return self._client.send_task(task, args=arguments, queue="daemon").get(timeout=30, interval=0.02)
+
     def call(self, task: str) -> Any:
         """Run `celery call TASK`, as a person would, and return the task's result."""
         done = command("celery", "-A", "daemon", "call", task, environment=self.environment, cwd=self.home)
         if done.returncode:
             raise MismatchError(f"celery call {task} ended with {done.returncode}:\n{_said(done)}")
         return self._client.AsyncResult(done.stdout.strip()).get(timeout=30, interval=0.02)
-
-    def evolve(self, files: dict[str, str], statements: list[str]) -> str:
-        """Have the daemon rewrite itself, and return the id of the checkpoint it made before."""
-        sent = self._client.send_task("evolve", args=[files, statements], queue="daemon")
-        return str(sent.get(timeout=30, interval=0.02))
 
     def start_beat(self) -> None:
         """Start the beat; it only sends, so it lives through evolutions and restores."""
@@ -141,26 +140,29 @@ class System:
         )
         return self.workers[name]
 
-    def relieve(self, *names: str) -> list[str]:
-        """Stop all workers in good order while new ones start; return the names of those that had to be killed.
+    def dismiss(self) -> dict[str, CeleryProcess]:
+        """Ask all workers to stop in good order, and return them.
 
         Celery 5.7 without any plugin: about one busy prefork worker in twenty hangs for ever in its warm shutdown,
-        with its children idle. So they stop consuming first; one that hangs all the same runs nothing and is killed.
+        with its children idle. So they stop consuming first; `see_off` deals with one that hangs all the same.
         """
-        running, self.workers = self.workers, {}
-        if running:
-            self._client.control.cancel_consumer("daemon", destination=[f"{name}@local" for name in running])
+        leaving, self.workers = self.workers, {}
+        if any(worker.exit_code is None for worker in leaving.values()):
+            self._client.control.cancel_consumer("daemon", destination=[f"{name}@local" for name in leaving])
             time.sleep(_CALM_S)
-        for worker in running.values():
+        for worker in leaving.values():
             worker.ask_to_stop()
-        self.start(*names)
-        return [name for name, worker in running.items() if worker.stop(timeout_s=_PATIENCE_S) != 0]
+        return leaving
+
+    def see_off(self, leaving: dict[str, CeleryProcess]) -> list[str]:
+        """Wait for dismissed workers; return the names of those that hung, ran nothing, and were killed."""
+        return [name for name, worker in leaving.items() if worker.stop(timeout_s=_PATIENCE_S) < 0]
 
     def stamps(self) -> list[dict[str, Any]]:
         """Return what every transfer wrote after its commit: `began`, `ended` (Unix seconds), `organ`, `version`."""
         return [json.loads(line) for line in self._redis.lrange("demo:stamps", 0, -1)]
 
-    def wait_for_load(self, transfers: int = 40, timeout_s: float = 30) -> None:
+    def wait_for_load(self, transfers: int = 20, timeout_s: float = 30) -> None:
         """Return when so many more transfers are done.
 
         Raises:
