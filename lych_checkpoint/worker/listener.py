@@ -7,16 +7,22 @@ closes its barrier and acks at once.
 from __future__ import annotations
 
 import logging
+import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lych_checkpoint.errors import CheckpointError
 from lych_checkpoint.lease.bell import Bell
 from lych_checkpoint.lease.connection import Store
-from lych_checkpoint.worker.member import Member
+from lych_checkpoint.worker.member import EXIT_AGAIN, Member
 
 logger = logging.getLogger(__name__)
+
+#: A worker that must leave and has nothing in flight may take this long for it. Celery's warm shutdown now and then
+#: hangs with its children idle, and a supervisor would never start the new worker.
+_LEAVE_S = 20.0
 
 
 @contextmanager
@@ -33,8 +39,14 @@ def listening(store: Store, member: Member) -> Iterator[threading.Thread]:
 
 
 def _listen(store: Store, member: Member, done: threading.Event) -> None:
+    idle_since_s: float | None = None
     with Bell(store) as bell:
         while not done.is_set():
+            if member.left and member.barrier is not None and not member.barrier.tokens.running():
+                idle_since_s = idle_since_s or time.monotonic()
+                if time.monotonic() - idle_since_s > _LEAVE_S:
+                    logger.critical("The shutdown hangs and nothing runs here any more: ending the process")
+                    os._exit(EXIT_AGAIN)
             bell.wait(member.due_s())
             member.tick()
             if done.is_set():
