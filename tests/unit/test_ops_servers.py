@@ -14,11 +14,13 @@ from pathlib import Path
 import psycopg
 import pytest
 import redis
+from kombu import Connection
 
 from ops.servers.binaries import postgres_bin
 from ops.servers.child import is_alive
 from ops.servers.filesystems import is_btrfs, make_pgdata_subvolume
 from ops.servers.postgres import PostgresNode
+from ops.servers.rabbitmq import RabbitNode
 from ops.servers.redis import RedisNode
 from tests.fixtures.lacking import lacks
 
@@ -90,6 +92,35 @@ def test_redis_keeps_what_its_persistence_says(tmp_path: Path) -> None:
         client = redis.Redis.from_url(node.url)
         assert client.get("kept") is None
         client.close()
+
+
+def test_rabbitmq_keeps_durable_messages_and_leaves_no_process(rabbit_node: RabbitNode) -> None:
+    def processes() -> list[int]:
+        of_node = f"HOME={rabbit_node.directory}".encode()
+        found = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/environ") if of_node in _bytes(path)]
+        return [pid for pid in found if is_alive(pid)]
+
+    confirmed = Connection(rabbit_node.url, transport_options={"confirm_publish": True})
+    with confirmed as connection, connection.SimpleQueue("kept") as queue:
+        queue.put("yes")
+    rabbit_node.kill()
+    rabbit_node.start()
+    with Connection(rabbit_node.url) as connection, connection.SimpleQueue("kept") as queue:
+        assert queue.get(timeout=5).payload == "yes"
+    epmd = rabbit_node.epmd_pid
+    assert epmd is not None
+    assert processes()
+    rabbit_node.close()
+    assert not is_alive(epmd)
+    assert processes() == []
+    assert not rabbit_node.directory.exists()
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def test_servers_die_with_a_killed_run(server_directory: Path) -> None:
