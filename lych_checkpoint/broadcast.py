@@ -52,8 +52,8 @@ def send(app: Any, task: str, arguments: dict[str, Any]) -> str:
         raise _away(error) from error
 
 
-def answering(app: Any) -> set[str]:
-    """Return the names of the Celery workers that answer a ping.
+def strangers(app: Any, known: set[str], uuid: str) -> set[str]:
+    """Return the names of workers that answer a ping, are not ``known``, and belong to no other federation.
 
     Raises:
         Away: the broker cannot be reached.
@@ -61,9 +61,16 @@ def answering(app: Any) -> set[str]:
     try:
         with app.connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, timeout=_CONNECT_S)
-            replies = app.control.ping(timeout=_PING_S, connection=connection)
+            unknown = _names(app.control.ping(timeout=_PING_S, connection=connection)) - known
+            answers = [] if not unknown else app.control.broadcast(
+                "checkpoint_state", reply=True, timeout=_PING_S, connection=connection, destination=sorted(unknown))
     except Exception as error:
         raise _away(error) from error
+    return unknown - _names([answer for answer in answers if all(
+        state.get("federation", uuid) != uuid for state in answer.values())])
+
+
+def _names(replies: list[dict[str, Any]]) -> set[str]:
     return {name for reply in replies for name in reply}
 
 

@@ -175,7 +175,8 @@ def _preflight(federation: Federation, store: Store, app: Any) -> None:
     gone.settle(store)
     if app is not None:
         broadcast.check_fanout(app)
-        strangers = broadcast.answering(app) - {entry.name for entry in roster.entries(store).values()}
+        known = {entry.name for entry in roster.entries(store).values()}
+        strangers = broadcast.strangers(app, known, store.keys.uuid)
         if strangers:
             raise Refused(
                 f"the worker {min(strangers)} answers ping and is not in the roster: it would not freeze",
@@ -191,7 +192,17 @@ def _in_line(store: Store, request: Request, asked_ms: int) -> Iterator[None]:
         requests.park(store, request.task_id, request.boot, request.task)
     try:
         yield
-    finally:
-        requests.leave_line(store, request.line)
-        while request.task_id and not requests.unpark(store, request.task_id):
-            time.sleep(_LINE_POLL_S)
+    except BaseException as error:
+        try:
+            _leave_line(store, request)
+        except CheckpointError as second:
+            error.add_note(f"the request could not leave the line: {second}")
+        raise
+    else:
+        _leave_line(store, request)
+
+
+def _leave_line(store: Store, request: Request) -> None:
+    requests.leave_line(store, request.line)
+    while request.task_id and not requests.unpark(store, request.task_id):
+        time.sleep(_LINE_POLL_S)

@@ -109,7 +109,7 @@ def recover(federation: Federation) -> dict[str, Any]:
 
 
 def _end_dead_freeze(federation: Federation) -> None:
-    """End the freeze of a restore that died: its owner is dead, for we hold its locks, and its pair is whole again."""
+    """End the freeze of a restore that died: we hold its locks, so its owner is dead, and its pair is whole."""
     standing = lease.read(federation.store())
     if standing is not None and standing.mode == freeze.RESTORE:
         lease.drop(federation.store(), standing.token)

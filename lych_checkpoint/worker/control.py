@@ -30,6 +30,8 @@ def bell(state: Any, uuid: str = "", act: str = "") -> dict[str, str]:
 
 @inspect_command(name="checkpoint_state")
 def checkpoint_state(state: Any) -> dict[str, str]:
-    """Tell whether this worker is frozen."""
+    """Tell whether this worker is frozen, and of which federation it is."""
     member = getattr(state.consumer.controller, "lych_member", None)
-    return {"state": "foreign" if member is None else "frozen" if member.frozen else "thawed"}
+    if member is None:
+        return {"state": "foreign"}
+    return {"state": "frozen" if member.frozen else "thawed", "federation": member.federation}

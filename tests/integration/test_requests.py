@@ -18,7 +18,7 @@ from tests.fixtures.workers import RECORDING, Lych, Workers
 def test_second_create_waits_and_no_wait_answers_at_once(lych: Lych, workers: Workers, client: Celery) -> None:
     assert lych("init").code == 0
     workers.start("busy")
-    client.send_task("nap", args=[5], kwargs={"tag": "long"})
+    client.send_task("nap", args=[12], kwargs={"tag": "long"})
     wait_until(lambda: workers.starts())
     with ThreadPoolExecutor() as pool:
         first = pool.submit(lych, "create", "--here", "--json")
@@ -74,3 +74,18 @@ def test_doctor_finds_a_healthy_federation_and_names_what_is_away(lych: Lych) ->
     unset = lych("doctor", "--json", LYCH_FEDERATION="")
     assert unset.code == 2
     assert unset.json["error"]["where"] == "LYCH_FEDERATION"
+
+
+def test_worker_without_the_plugin_is_named_and_refused(
+    lych: Lych, workers: Workers, lych_environment: dict[str, str], tmp_path: Path
+) -> None:
+    assert lych("init").code == 0
+    workers.start("one")
+    workers.start("bare", app="tests.fixtures.apps.bare")
+    done = subprocess.run(
+        [sys.executable, "-m", "celery", "-A", RECORDING, "checkpoint", "create", "--json"], check=False,
+        capture_output=True, text=True, cwd=tmp_path, timeout=60, env={**os.environ, **lych_environment},
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "stranger" in done.stdout
+    assert "bare@" in done.stdout
