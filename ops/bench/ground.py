@@ -12,6 +12,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import redis
+
 from ops.servers.celery import CeleryProcess, command
 from ops.servers.child import ServerError
 from ops.servers.filesystems import is_btrfs, loop_mount, make_pgdata_subvolume, remove_with_subvolumes
@@ -74,8 +76,13 @@ class Ground:
 
     def versions(self) -> dict[str, str]:
         """Return the servers' versions."""
-        postgres = self.postgres.run("postgres", "--version").split()[2]
-        return {"postgres": postgres}
+        with redis.Redis.from_url(self.broker.url) as client:
+            info = client.info("server")
+        return {
+            "postgres": self.postgres.run("postgres", "--version").split()[2],
+            str(info.get("server_name", "redis")): str(info.get("valkey_version", info["redis_version"])),
+            "git": subprocess.run(["git", "--version"], check=True, capture_output=True, text=True).stdout.split()[2],
+        }
 
     def start_workers(self, names: list[str], *, pool: str, concurrency: int = 1) -> list[CeleryProcess]:
         """Start workers, eight at a time, and return when all are ready; they end with the ground."""

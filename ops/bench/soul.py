@@ -16,11 +16,16 @@ from celery import Celery
 
 from ops.bench.ground import Ground, place, rounds
 from ops.bench.record import Row, header, report
+from ops.servers.child import ServerError, end
 from ops.servers.filesystems import is_btrfs
 
 _SCALE = 7  # about 15 MB each
 _SNAP_CREATE_V2 = 0x50009417  # _IOW(0x94, 23, struct btrfs_ioctl_vol_args_v2)
 _READ_ONLY = 1 << 1
+_HOLDS_LOCKS = """
+select exists (select from pg_locks l join pg_stat_activity a using (pid)
+               where application_name = 'pg_dump' and granted and relation = 'pgbench_accounts'::regclass)
+"""
 _FLOORS = {"btrfs": "bare ioctl", "dump": "bare pg_dump to its locks"}
 
 
@@ -84,18 +89,23 @@ def _snapshot(ground: Ground, number: int) -> float:
 
 
 def _export(ground: Ground) -> float:
-    """Export a snapshot and run pg_dump on it up to where its locks are held; return the milliseconds.
-
-    `--schema-only` into nothing: it connects, reads the catalogs, locks every table, as the driver's own run must
-    before the thaw; it also prints the schema, so this floor is a little too high.
-    """
-    began_s = time.perf_counter()
-    with psycopg.connect(ground.postgres.url("soul")) as connection:
-        connection.execute("set transaction isolation level repeatable read, read only")
-        row = connection.execute("select pg_export_snapshot()").fetchone()
+    """Export a snapshot and start pg_dump on it; return the milliseconds until it holds its locks."""
+    url = ground.postgres.url("soul")
+    with psycopg.connect(url) as exporter, psycopg.connect(url, autocommit=True) as watcher:
+        began_s = time.perf_counter()
+        exporter.execute("set transaction isolation level repeatable read, read only")
+        row = exporter.execute("select pg_export_snapshot()").fetchone()
         assert row is not None
-        ground.postgres.run("pg_dump", "--schema-only", f"--snapshot={row[0]}", "-f", "/dev/null", "soul")
-    return (time.perf_counter() - began_s) * 1000
+        argv = [ground.postgres.pg_bin / "pg_dump", "-Fc", f"--snapshot={row[0]}", "-f", "/dev/null", "soul"]
+        child = subprocess.Popen(argv, env={**os.environ, **ground.postgres.client_environment()},
+                                 stderr=subprocess.DEVNULL)
+        try:
+            while watcher.execute(_HOLDS_LOCKS).fetchone() != (True,):
+                if child.poll() is not None:
+                    raise ServerError(f"pg_dump ended with {child.returncode} before it held its locks")
+            return (time.perf_counter() - began_s) * 1000
+        finally:
+            end(child)
 
 
 def _size(ground: Ground) -> int:

@@ -53,6 +53,7 @@ def transfer(organ: str) -> None:
     module, connection = ORGANS[organ], soul()
     with connection.transaction():
         module.move(connection, f"core {VERSION}, {organ} {module.VERSION}")
+        time.sleep(random.uniform(0, 0.04))  # so that a freeze finds transactions open and has to wait for them
     stamp = {"began": begun, "ended": time.time(), "organ": organ, "version": module.VERSION}
     stamps.rpush("demo:stamps", json.dumps(stamp))
 
