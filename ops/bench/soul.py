@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import psycopg
 from celery import Celery
@@ -96,7 +97,7 @@ def _export(ground: Ground) -> float:
         exporter.execute("set transaction isolation level repeatable read, read only")
         row = exporter.execute("select pg_export_snapshot()").fetchone()
         assert row is not None
-        argv = [ground.postgres.pg_bin / "pg_dump", "-Fc", f"--snapshot={row[0]}", "-f", "/dev/null", "soul"]
+        argv: list[str | Path] = [ground.postgres.pg_bin / "pg_dump", "-Fc", f"--snapshot={row[0]}", "-f", "/dev/null", "soul"]
         child = subprocess.Popen(argv, env={**os.environ, **ground.postgres.client_environment()},
                                  stderr=subprocess.DEVNULL)
         try:
