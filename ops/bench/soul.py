@@ -97,7 +97,8 @@ def _export(ground: Ground) -> float:
         exporter.execute("set transaction isolation level repeatable read, read only")
         row = exporter.execute("select pg_export_snapshot()").fetchone()
         assert row is not None
-        argv: list[str | Path] = [ground.postgres.pg_bin / "pg_dump", "-Fc", f"--snapshot={row[0]}", "-f", "/dev/null", "soul"]
+        pg_dump = ground.postgres.pg_bin / "pg_dump"
+        argv: list[str | Path] = [pg_dump, "-Fc", f"--snapshot={row[0]}", "-f", "/dev/null", "soul"]
         child = subprocess.Popen(argv, env={**os.environ, **ground.postgres.client_environment()},
                                  stderr=subprocess.DEVNULL)
         try:
