@@ -9,4 +9,5 @@ pytest_plugins = [
     "tests.fixtures.filesystems",
     "tests.fixtures.workers",
     "tests.fixtures.client",
+    "tests.fixtures.opened",
 ]
