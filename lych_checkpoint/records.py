@@ -15,6 +15,8 @@ from lych_checkpoint.errors import Damage
 
 #: Version of all records; they move together.
 VERSION = 1
+#: Version of every JSON document that users read.
+SCHEMA = 1
 #: The release that writes this version, named to whoever meets a newer record.
 RELEASE = "0.1.0"
 

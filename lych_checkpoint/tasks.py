@@ -10,9 +10,7 @@ from lych_checkpoint import coordinator, inspection
 from lych_checkpoint.errors import CheckpointError
 from lych_checkpoint.federation import Federation
 from lych_checkpoint.lease import requests
-
-#: Version of every JSON document that users read.
-SCHEMA = 1
+from lych_checkpoint.records import SCHEMA
 
 
 class Opens(Protocol):
@@ -48,7 +46,6 @@ def register(app: Celery, plugin: Opens) -> None:
     def verify(name: str = "latest") -> dict[str, Any]:
         """Verify a sealed checkpoint; fails with `Damage` if a byte is not what was sealed."""
         return {"schema": SCHEMA, **inspection.verify(plugin.federation(), name)}
-
 
 
 def _tell(federation: Federation, task_id: str | None, document: dict[str, Any]) -> None:

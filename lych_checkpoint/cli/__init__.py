@@ -35,9 +35,14 @@ class Verbs(click.Group):
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Take `--json` wherever it stands, so that even a mistyped verb is answered in JSON."""
+        """Take `--json` wherever it stands, so that even a mistyped option is answered in JSON."""
         ctx.meta[_JSON] = "--json" in args
-        return super().parse_args(ctx, [one for one in args if one != "--json"])
+        try:
+            return super().parse_args(ctx, [one for one in args if one != "--json"])
+        except click.UsageError as error:
+            from lych_checkpoint.cli import answer
+
+            ctx.exit(answer.failed(answer.misused(error), as_json=ctx.meta[_JSON]))
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb and end with its exit code."""
@@ -45,24 +50,8 @@ class Verbs(click.Group):
 
         ctx.exit(answer.ending(lambda: click.Group.invoke(self, ctx), as_json=ctx.meta[_JSON]))
 
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run as a program of its own; errors in the group's own options leave like all others."""
-        import sys
 
-        from lych_checkpoint.cli import answer
-
-        kwargs["standalone_mode"] = False
-        code = 0
-
-        def run() -> None:
-            nonlocal code
-            code = click.Group.main(self, *args, **kwargs) or 0
-
-        failed = answer.ending(run, as_json="--json" in sys.argv)
-        sys.exit(failed or code)
-
-
-@click.group(name="checkpoint", cls=Verbs)
+@click.group(name="checkpoint", cls=Verbs, no_args_is_help=False)
 @click.option("--debug", is_flag=True, help="Log everything to stderr, and show tracebacks.")
 @click.pass_context
 def celery_command(ctx: click.Context, /, *, debug: bool = False, **_preload: Any) -> None:

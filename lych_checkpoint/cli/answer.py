@@ -4,37 +4,51 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lych_checkpoint.errors import CheckpointError, SettingError
-from lych_checkpoint.federation import Federation
-from lych_checkpoint.settings import Settings
-from lych_checkpoint.tasks import SCHEMA
+from lych_checkpoint.records import SCHEMA
 
-EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
+if TYPE_CHECKING:
+    from lych_checkpoint.federation import Federation
+    from lych_checkpoint.settings import Settings
+
+EXIT_INTERRUPTED = 130
+
+
+def settings() -> Settings:
+    """Read the app's settings, or the environment's where there is no app."""
+    from lych_checkpoint.settings import Settings
+
+    given = app()
+    found: Settings = given.lych.settings if given is not None else Settings.load()
+    return found
 
 
 def federation() -> Federation:
-    """Open the federation by the app's settings, or by the environment where there is no app."""
-    plugin = getattr(app(), "lych", None)
-    return plugin.federation() if plugin is not None else Federation(Settings.load())
+    """Open the federation by those settings."""
+    from lych_checkpoint.federation import Federation
+
+    return Federation(settings())
 
 
 def app() -> Any:
-    """Return the Celery app that the command was given, or None."""
-    return click.get_current_context().meta.get("lych.app")
+    """Return the Celery app that the command was given, or None; one without `install` is none of ours."""
+    given = click.get_current_context().meta.get("lych.app")
+    return given if getattr(given, "lych", None) is not None else None
 
 
 def say(document: dict[str, Any], text: str | Sequence[str]) -> None:
     """Print the answer: the document with ``--json``, else the text."""
     if click.get_current_context().meta.get("lych.json"):
-        click.echo(json.dumps({"schema": SCHEMA, **document}, ensure_ascii=False))
+        _out(json.dumps({"schema": SCHEMA, **document}))
     else:
-        click.echo(text if isinstance(text, str) else "\n".join(text))
+        _out(text if isinstance(text, str) else "\n".join(text))
 
 
 def ending(run: Callable[[], Any], *, as_json: bool) -> int:
@@ -44,21 +58,39 @@ def ending(run: Callable[[], Any], *, as_json: bool) -> int:
     except click.exceptions.Exit as leaving:
         return leaving.exit_code
     except CheckpointError as error:
-        _fail(error, as_json=as_json)
-        return error.exit_code
+        return failed(error, as_json=as_json)
     except click.ClickException as error:
-        _fail(SettingError(error.format_message(), "command line", "lych-checkpoint --help", "usage"),
-              as_json=as_json)
-        return EXIT_USAGE
-    except (KeyboardInterrupt, click.Abort):
-        _fail(CheckpointError("interrupted, and cleaned up", code="interrupted"), as_json=as_json)
+        return failed(misused(error), as_json=as_json)
+    except (KeyboardInterrupt, click.Abort) as error:
+        interrupted = CheckpointError("interrupted, and cleaned up", code="interrupted")
+        for note in getattr(error, "__notes__", []):
+            interrupted.add_note(note)
+        failed(interrupted, as_json=as_json)
         return EXIT_INTERRUPTED
     except Exception as error:  # a program's outermost door: no traceback unless asked for
         logging.getLogger(__name__).debug("An error that nobody foresaw", exc_info=True)
-        _fail(CheckpointError(f"{type(error).__name__}: {error}", "lych_checkpoint itself",
-                              "run it again with --debug and report what it prints", "internal"), as_json=as_json)
-        return 1
+        return failed(CheckpointError(
+            f"{type(error).__name__}: {error}", "lych_checkpoint itself",
+            "run it again with --debug and report what it prints", "internal"), as_json=as_json)
     return 0
+
+
+def misused(error: click.ClickException) -> SettingError:
+    """Return what click says of the command line as an error of ours."""
+    return SettingError(error.format_message(), "command line", "lych-checkpoint --help", "usage")
+
+
+def failed(error: CheckpointError, *, as_json: bool) -> int:
+    """Answer with an error; return its exit code."""
+    if as_json:
+        _out(json.dumps({"schema": SCHEMA, "error": error.as_json()}))
+    else:
+        click.echo(f"lych-checkpoint: {error.where + ': ' if error.where else ''}{error.what}", err=True)
+        if error.mend:
+            click.echo(f"mend it with: {error.mend}", err=True)
+    for note in getattr(error, "__notes__", []):
+        click.echo(note, err=True)
+    return error.exit_code
 
 
 def table(rows: Sequence[Sequence[object]], head: Sequence[str]) -> list[str]:
@@ -75,12 +107,10 @@ def log_to_stderr(*, debug: bool) -> None:
                             format="%(levelname)s %(message)s")
 
 
-def _fail(error: CheckpointError, *, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps({"schema": SCHEMA, "error": error.as_json()}, ensure_ascii=False))
-    else:
-        click.echo(f"lych-checkpoint: {error.where + ': ' if error.where else ''}{error.what}", err=True)
-        if error.mend:
-            click.echo(f"mend it with: {error.mend}", err=True)
-    for note in getattr(error, "__notes__", []):
-        click.echo(note, err=True)
+def _out(text: str) -> None:
+    """Write the answer; what the terminal cannot show is escaped, and a reader who left is no failure of ours."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        click.echo(text.encode(encoding, "backslashreplace").decode(encoding))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would complain once more at its end

@@ -8,7 +8,6 @@ from typing import Any, NoReturn
 
 import click
 
-from lych_checkpoint import restore, setup
 from lych_checkpoint.cli import answer
 from lych_checkpoint.cli.words import agree
 
@@ -16,6 +15,8 @@ from lych_checkpoint.cli.words import agree
 @click.command("init")
 def init_command() -> None:
     """Make vault, key and witness; asks nothing, and may be repeated."""
+    from lych_checkpoint import setup
+
     document = setup.init(answer.federation())
     answer.say(document, [f"federation {document['federation']} ({document['uuid']})", f"vault {document['vault']}"])
 
@@ -31,6 +32,8 @@ def restore_command(*, name: str | None, undo: bool, dry_run: bool, yes: bool) -
         raise click.UsageError("name a checkpoint, or say --undo")
     _leave_the_body("restore", *[name] * (name is not None), *["--undo"] * undo, *["--dry-run"] * dry_run,
                     *["--yes"] * yes)
+    from lych_checkpoint import restore
+
     federation = answer.federation()
     plan = restore.plan(federation, name or restore.newest_safety(federation))
     if dry_run:
@@ -51,6 +54,8 @@ def restore_command(*, name: str | None, undo: bool, dry_run: bool, yes: bool) -
 def recover_command() -> None:
     """End a restore that was cut off, on the new pair or on the old one."""
     _leave_the_body("recover")
+    from lych_checkpoint import restore
+
     document = restore.recover(answer.federation())
     answer.say(document, "nothing is open" if document["recovered"] is None else
                f"recovered the {document['recovered']} pair of restore {document['checkpoint']}")
@@ -58,13 +63,13 @@ def recover_command() -> None:
 
 def _leave_the_body(*argv: str | None) -> None:
     """Go on in a program that imports nothing of the body, which is about to be replaced."""
-    plugin = getattr(answer.app(), "lych", None)
-    if plugin is None:
+    if answer.app() is None:
         return
-    as_json = ["--json"] * bool(click.get_current_context().meta.get("lych.json"))
+    said = click.get_current_context().meta
+    options = [*["--json"] * bool(said.get("lych.json")), *["--debug"] * bool(said.get("lych.debug"))]
     sys.stdout.flush()
-    _become([sys.executable, "-P", "-m", "lych_checkpoint", *as_json, *map(str, argv)],
-            {**os.environ, **plugin.settings.environment()})
+    _become([sys.executable, "-P", "-m", "lych_checkpoint", *options, *map(str, argv)],
+            {**os.environ, **answer.settings().environment()})
 
 
 def _become(argv: list[str], environment: dict[str, str]) -> NoReturn:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from lych_checkpoint import doctor, gate, inspection
 from lych_checkpoint.cli import answer
+from lych_checkpoint.vault import Vault
 
 
 @click.command("list")
 def list_command() -> None:
     """List the sealed checkpoints, oldest first."""
-    manifests = list(answer.federation().vault.manifests())
+    checkpoints = list(Vault(answer.settings().vault_path).rows().values())
     rows = [
-        (one.id, one.label or "-", "safety" if one.safety else one.soul.driver, len(one.repos), one.bytes,
-         one.reason or "-")
-        for one in manifests
+        (one["id"], one["label"] or "-", "safety" if one["safety"] else one["driver"], len(one["repos"]),
+         one["bytes"], (one["reason"] or "-").partition("\n")[0])
+        for one in checkpoints
     ]
-    answer.say({"checkpoints": [one.as_json() for one in manifests]},
+    answer.say({"checkpoints": checkpoints},
                answer.table(rows, ("id", "label", "driver", "repositories", "bytes", "reason")))
 
 
@@ -25,8 +27,8 @@ def list_command() -> None:
 @click.argument("name", default="latest")
 def show_command(*, name: str) -> None:
     """Show one checkpoint."""
-    document = answer.federation().vault.resolve(name).as_json()
-    answer.say(document, [f"{key}: {value}" for key, value in document.items()])
+    document = Vault(answer.settings().vault_path).resolve(name).as_json()
+    answer.say(document, _lines(document))
 
 
 @click.command("verify")
@@ -34,6 +36,8 @@ def show_command(*, name: str) -> None:
 @click.option("--deep", is_flag=True, help="Also digest what is sealed by identity, and check the pages.")
 def verify_command(*, name: str, deep: bool) -> None:
     """Compare every byte of a checkpoint with what was sealed."""
+    from lych_checkpoint import inspection
+
     document = inspection.verify(answer.federation(), name, deep=deep)
     answer.say(document, f"{document['id']} is whole ({document['depth']})")
 
@@ -42,6 +46,8 @@ def verify_command(*, name: str, deep: bool) -> None:
 @click.option("--adopt", metavar="REASON", help="Take the body on disk as the right one; the reason is kept.")
 def gate_command(*, adopt: str | None) -> None:
     """Say whether a worker may start on this body and soul."""
+    from lych_checkpoint import gate
+
     federation = answer.federation()
     report = gate.adopt(federation, adopt) if adopt else gate.check(federation)
     rows = [(path, one.verdict, one.disk[:12], one.witness[:12]) for path, one in report.repos.items()]
@@ -52,9 +58,22 @@ def gate_command(*, adopt: str | None) -> None:
 @click.pass_context
 def doctor_command(ctx: click.Context) -> None:
     """Look at everything a checkpoint stands on."""
+    from lych_checkpoint import doctor
+
     findings = doctor.doctor(answer.federation(), answer.app())
     lines = answer.table([(one.state, one.check, one.what) for one in findings], ("state", "check", "what"))
     lines += [f"mend {one.check} with: {one.mend}" for one in findings if one.mend and one.state != doctor.OK]
     code = doctor.exit_code(findings)
     answer.say({"healthy": code == 0, "checks": [one.as_json() for one in findings]}, lines)
     ctx.exit(code)
+
+
+def _lines(document: dict[str, Any]) -> list[str]:
+    """Return one aligned line for each fact, and one for each entry of those that have several."""
+    flat: list[tuple[str, object]] = []
+    for name, value in document.items():
+        entries = value.items() if isinstance(value, dict) else [("", one) for one in value] \
+            if isinstance(value, list) else [("", value)]
+        flat += [(f"{name} {key}".rstrip(), one) for key, one in entries if one not in (None, "")]
+    width = max(len(name) for name, _ in flat)
+    return [f"{name.ljust(width)}  {value}" for name, value in flat]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from lych_checkpoint import broadcast, coordinator, freeze, status
 from lych_checkpoint.cli import answer
 from lych_checkpoint.cli.words import Duration, Label, Tag
-from lych_checkpoint.errors import CheckpointError, FreezeError
-from lych_checkpoint.federation import Federation
-from lych_checkpoint.lease import gone, lease, requests, roster
+from lych_checkpoint.errors import CheckpointError, FreezeError, Refused
+
+if TYPE_CHECKING:
+    from lych_checkpoint.federation import Federation
 
 #: How often the outcome of a task is looked for.
 _FOLLOW_S = 0.05
@@ -28,6 +28,8 @@ _FOLLOW_S = 0.05
 def create_command(*, label: str | None, reason: str, tags: tuple[tuple[str, str], ...], here: bool, no_wait: bool,
                    timeout: float) -> None:
     """Seal a checkpoint."""
+    from lych_checkpoint import broadcast, coordinator
+
     federation, app = answer.federation(), answer.app()
     asked = {"label": label or "", "reason": reason, "tags": dict(tags), "wait": not no_wait}
     if here or app is None or not _task_would_run(federation):
@@ -46,20 +48,30 @@ def create_command(*, label: str | None, reason: str, tags: tuple[tuple[str, str
 
 def _task_would_run(federation: Federation) -> bool:
     """Whether a worker is there that is not frozen for maintenance, behind which the task would wait."""
+    from lych_checkpoint.freeze import MAINTENANCE
+    from lych_checkpoint.lease import gone, lease, roster
+
     store = federation.store()
     entries = roster.entries(store)
     living = set(entries) - set(gone.gone(store, entries, federation.settings.gone_after_s))
     standing = lease.read(store)
-    return bool(living) and (standing is None or standing.mode != freeze.MAINTENANCE)
+    return bool(living) and (standing is None or standing.mode != MAINTENANCE)
 
 
 def _follow(federation: Federation, task_id: str, timeout_s: float) -> dict[str, Any]:
+    """Wait for the document that the task leaves in Redis."""
+    from lych_checkpoint.lease import requests
+
     end_s = time.monotonic() + timeout_s
     while (outcome := requests.outcome(federation.store(), task_id)) is None:
         if time.monotonic() > end_s:
             raise FreezeError(f"no worker has ended the task {task_id} within {timeout_s:g} s", "workers",
                               "lych-checkpoint status, or create --here", "no-outcome")
-        time.sleep(_FOLLOW_S)
+        try:
+            time.sleep(_FOLLOW_S)
+        except KeyboardInterrupt as error:
+            error.add_note(f"the task {task_id} goes on in its worker; `lych-checkpoint status` shows it")
+            raise
     if "error" in outcome:
         raise _error(outcome)
     del outcome["schema"]
@@ -70,7 +82,7 @@ def _error(outcome: dict[str, Any]) -> CheckpointError:
     """Return the task's error as one of the same exit code."""
     kinds = {kind.exit_code: kind for kind in CheckpointError.__subclasses__()}
     facts = outcome["error"]
-    return kinds[outcome["exit_code"]](facts["what"], facts["where"], facts["mend"], facts["code"])
+    return kinds.get(outcome["exit_code"], Refused)(facts["what"], facts["where"], facts["mend"], facts["code"])
 
 
 @click.command("freeze")
@@ -78,6 +90,8 @@ def _error(outcome: dict[str, Any]) -> CheckpointError:
 @click.option("--reason", required=True, help="Why; `status` shows it.")
 def freeze_command(*, for_s: float, reason: str) -> None:
     """Hold all workers still for maintenance; they thaw by themselves when the time is over."""
+    from lych_checkpoint import status
+
     document = status.hold(answer.federation(), for_s, reason, answer.app())
     answer.say(document, _status_lines(document))
 
@@ -86,6 +100,8 @@ def freeze_command(*, for_s: float, reason: str) -> None:
 @click.option("--force", is_flag=True, help="Also end the freeze of a running create, which then fails unsealed.")
 def thaw_command(*, force: bool) -> None:
     """End the freeze in force."""
+    from lych_checkpoint import status
+
     document = status.thaw(answer.federation(), force=force, app=answer.app())
     answer.say(document, _status_lines(document))
 
@@ -93,6 +109,8 @@ def thaw_command(*, force: bool) -> None:
 @click.command("status")
 def status_command() -> None:
     """Show the freeze in force, every worker, and an open restore."""
+    from lych_checkpoint import status
+
     document = status.status(answer.federation())
     answer.say(document, _status_lines(document))
 

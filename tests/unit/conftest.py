@@ -11,7 +11,7 @@ import pytest
 from lych_checkpoint import seal
 from lych_checkpoint.vault import Vault
 from tests.fixtures.lacking import lacks, need_root
-from tests.fixtures.sealed import key_of
+from tests.fixtures.sealed import key_of, make_checkpoint
 
 
 @pytest.fixture
@@ -35,3 +35,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         lacks(done.stderr.strip())
     yield point
     subprocess.run(["umount", point], check=True)
+
+
+@pytest.fixture
+def filled(vault: Vault) -> Vault:
+    """A vault with two checkpoints and a safety copy."""
+    make_checkpoint(vault, label="before")
+    make_checkpoint(vault)
+    make_checkpoint(vault, safety=True)
+    return vault
