@@ -13,6 +13,8 @@ logger = logging.getLogger(__name__)
 BELL = "checkpoint_bell"
 #: How long workers that are not in the roster may take to answer a ping, before the freeze.
 _PING_S = 0.5
+#: How long those that answered may take to say whose they are; it ends as soon as all have.
+_STATE_S = 3.0
 #: How long the broker may take to be connected.
 _CONNECT_S = 5
 
@@ -63,7 +65,8 @@ def strangers(app: Any, known: set[str], uuid: str) -> set[str]:
             connection.ensure_connection(max_retries=1, timeout=_CONNECT_S)
             unknown = _names(app.control.ping(timeout=_PING_S, connection=connection)) - known
             answers = [] if not unknown else app.control.broadcast(
-                "checkpoint_state", reply=True, timeout=_PING_S, connection=connection, destination=sorted(unknown))
+                "checkpoint_state", reply=True, timeout=_STATE_S, limit=len(unknown), connection=connection,
+                destination=sorted(unknown))
     except Exception as error:
         raise _away(error) from error
     return unknown - _names([answer for answer in answers if all(
