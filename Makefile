@@ -5,7 +5,7 @@ PY := .venv/bin/python
 JOBS ?= 2
 PART ?= freeze
 
-.PHONY: help demo test check bench lock clean
+.PHONY: help demo test check bench matrix lock clean
 
 help:  ## show this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -23,6 +23,9 @@ check: .venv/.ready  ## ruff, mypy --strict, the import law
 
 bench: .venv/.ready  ## measure beside bare floors; PART=freeze|soul|body|restore
 	@$(PY) -m ops.bench $(PART)
+
+matrix: .venv/.ready  ## freeze on every pool, broker and kind of ack (ten minutes); CELLS=--pairwise for eight of them
+	@$(PY) -m ops.matrix $(CELLS)
 
 lock: .venv/.ready  ## renew requirements.lock from pyproject.toml
 	@printf 'hatchling\neditables\nuv\n' | $(PY) -m uv pip compile -q --upgrade --universal --python-version 3.11 \
