@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -112,3 +115,28 @@ def test_make_help_names_each_target() -> None:
                           cwd=Path(__file__).parents[2])
     assert {line.split()[0] for line in done.stdout.splitlines()} == {
         "help", "demo", "test", "check", "bench", "lock", "clean"}
+
+
+def test_an_interrupted_demo_leaves_nothing(server_directory: Path) -> None:
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "ops.demo"], cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "LYCH_DEMO_DIR": str(server_directory)},
+    )
+    assert demo.stdout is not None
+    for line in demo.stdout:
+        if "accounts" in line:
+            break
+    home = next(server_directory.iterdir())
+    time.sleep(1.5)  # in the midst of `init` or of the workers' start
+    demo.send_signal(signal.SIGTERM)
+    rest = demo.stdout.read()
+    demo.stdout.close()
+    assert demo.wait(30) == 130, rest
+    assert "interrupted" in rest
+    assert not home.exists()
+    mark = str(home).encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            assert mark not in (process / "environ").read_bytes(), process
+        except OSError:
+            continue
