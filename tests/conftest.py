@@ -8,6 +8,7 @@ pytest_plugins = [
     "tests.fixtures.federation",
     "tests.fixtures.filesystems",
     "tests.fixtures.workers",
+    "tests.fixtures.vaults",
     "tests.fixtures.client",
     "tests.fixtures.opened",
 ]
