@@ -76,7 +76,7 @@ def _page(outcomes: list[Outcome], took_s: float) -> str:
     what = (f"Each cell: two workers; {run.BEFORE} tasks of 50 ms and {run.BEFORE_ETA} ETA tasks before the freeze, "
             f"some running, some prefetched; {run.IMMEDIATE} immediate and {run.ETA} ETA tasks published in it; the "
             "thaw. Counted from stamps that the tasks' own bodies wrote. \"freeze ms\" is until every running task "
-            "had ended; \"out of order\" is counted where Celery itself keeps a queue's order: one solo worker on it.")
+            "had ended; \"out of order\" is counted where Celery keeps a queue's order: one solo worker on it.")
     rows = [f"| {' | '.join(_COLUMNS)} |", f"|{'---|' * len(_COLUMNS)}", *map(_row, outcomes)]
     return "\n".join(["# A freeze on every pool and broker", "", made, "", what, "", *rows, ""])
 
