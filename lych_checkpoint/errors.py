@@ -19,7 +19,7 @@ All survive pickling (prefork children send them through a pipe) and become the 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class CheckpointError(Exception):
@@ -30,6 +30,8 @@ class CheckpointError(Exception):
         where: the repository, worker, file, server or setting.
         mend: the command or change that mends it; empty where waiting is all there is.
         code: stable slug for scripts; the class's own if not given.
+
+    ``facts`` are what else was found, for the ``--json`` document beside the error: a gate's verdicts.
     """
 
     exit_code: ClassVar[int] = 1
@@ -41,6 +43,7 @@ class CheckpointError(Exception):
         self.where = where
         self.mend = mend
         self.code = code or self.default_code
+        self.facts: dict[str, Any] = {}
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}" if self.where else self.what

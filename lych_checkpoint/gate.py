@@ -132,10 +132,12 @@ def refusal(federation: Federation, report: Report) -> GateRefused:
     names = [item.id for item in federation.vault.manifests() if item.repos.get(path) == one.witness]
     mend = f"lych-checkpoint restore {names[-1]}" if names else (
         f"check out {one.witness[:12]} in {path}, or `lych-checkpoint restore latest`")
-    return GateRefused(
+    refused = GateRefused(
         f"the body is {one.verdict}: on disk {one.disk[:12] or 'nothing'}, the soul was last animated by "
         f"{one.witness[:12] or 'nothing'}", path, mend, f"gate-{one.verdict}",
     )
+    refused.facts = report.as_json()
+    return refused
 
 
 def check_generation(federation: Federation, generation: int) -> None:
@@ -184,10 +186,12 @@ def _refuse_rewound(federation: Federation, known: Witness, report: Report) -> N
     last = federation.vault.last_lineage()
     if last is None or report.verdict == "aligned" or known.generation >= int(last["generation"]):
         return
-    raise GateRefused(
+    refused = GateRefused(
         f"the data are rewound: their generation is {known.generation}, the vault knows {last['generation']}; "
         "somebody restored the data alone", "database", "lych-checkpoint restore latest", "gate-rewound",
     )
+    refused.facts = {**report.as_json(), "verdict": "rewound"}
+    raise refused
 
 
 def _catch_up(federation: Federation, known: Witness) -> None:

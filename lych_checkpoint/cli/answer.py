@@ -83,7 +83,7 @@ def misused(error: click.ClickException) -> SettingError:
 def failed(error: CheckpointError, *, as_json: bool) -> int:
     """Answer with an error; return its exit code."""
     if as_json:
-        _out(json.dumps({"schema": SCHEMA, "error": error.as_json()}))
+        _out(json.dumps({"schema": SCHEMA, "error": error.as_json(), **error.facts}))
     else:
         click.echo(f"lych-checkpoint: {error.where + ': ' if error.where else ''}{error.what}", err=True)
         if error.mend:

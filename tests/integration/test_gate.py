@@ -31,6 +31,8 @@ def test_code_rolled_back_alone_is_refused(lych: Lych, workers: Workers, federat
     answer = lych("gate", "--json")
     assert answer.code == 78
     assert answer.json["error"]["code"] == "gate-behind"
+    assert answer.json["verdict"] == "behind"
+    assert answer.json["repos"]["core"] == {"verdict": "behind", "disk": old, "witness": new}
 
 
 def test_data_restored_alone_is_refused(lych: Lych, federation_root: Path, database: str) -> None:
