@@ -11,4 +11,5 @@ pytest_plugins = [
     "tests.fixtures.vaults",
     "tests.fixtures.client",
     "tests.fixtures.opened",
+    "tests.fixtures.stamps",
 ]

@@ -22,7 +22,7 @@ from lych_checkpoint.errors import CheckpointError
 from lych_checkpoint.lease import roster
 from lych_checkpoint.lease.connection import Store
 from lych_checkpoint.process import Identity
-from lych_checkpoint.worker import alive
+from lych_checkpoint.worker import alive, consumers, visibility
 from lych_checkpoint.worker.barrier import Barrier, Flag
 from lych_checkpoint.worker.listener import listening
 from lych_checkpoint.worker.member import Member
@@ -160,7 +160,7 @@ class Membership(bootsteps.StartStopStep):
                 os.write(self._wake_write, b"!")
 
         def spawn() -> None:
-            worker.timer.call_after(0, worker.lych_member.barrier.let_go)
+            worker.timer.call_after(0, _settle, (worker,))
 
         return write if worker.use_eventloop else spawn
 
@@ -170,8 +170,7 @@ class Membership(bootsteps.StartStopStep):
                 return
         except BlockingIOError:
             return
-        _consume_unless(worker, closed=worker.lych_member.barrier.closed)
-        worker.lych_member.barrier.let_go()
+        _settle(worker)
 
     def _on_shutdown(self, worker: Any, alive_file: Any) -> Any:
         def ended(**_: Any) -> None:
@@ -190,7 +189,7 @@ class Consuming(bootsteps.StartStopStep):
 
     def __init__(self, consumer: Any, **_: Any) -> None:
         consumer.lych_cancelled = False
-        self._started = False
+        self._connections = 0
 
     def start(self, consumer: Any) -> None:
         """Look at lease and generation; the main loop begins to consume only after this."""
@@ -199,19 +198,21 @@ class Consuming(bootsteps.StartStopStep):
         assert barrier is not None  # noqa: S101 - Membership made it
         consumer.lych_cancelled = False
         try:
-            if self._started:
+            if self._connections:
                 member.connection_renewed()
             else:
                 member.look()
         except CheckpointError as error:
             logger.warning("Starting no task until the lease can be read: %s", error)
             barrier.close()
-        self._started = True
+        self._connections += 1
         if barrier.closed:
             barrier.close()  # wakes the main loop, which then cancels the new consumers
+        self._keep(consumer, barrier, self._connections)
 
     def stop(self, consumer: Any) -> None:
         """Forget what the lost connection delivered; the broker delivers it again."""
+        self._connections += 1
         member = consumer.controller.lych_member
         if member is None:
             return
@@ -220,25 +221,34 @@ class Consuming(bootsteps.StartStopStep):
         if pool is not None and hasattr(pool, "_cache"):
             member.barrier.tokens.reconcile(set(pool._cache))  # noqa: SLF001 - the only list of live jobs
 
+    def _keep(self, consumer: Any, barrier: Barrier, connection: int) -> None:
+        """Do in a freeze, again and again for as long as one connection lasts, what a broker needs to keep it."""
+        every_s = visibility.every_s(consumer)
+        if connection != self._connections or every_s is None:
+            return
+        if barrier.closed:
+            _fetch_unless_closed(consumer.controller, consumer, barrier)
+        consumer.timer.call_after(every_s, self._keep, (consumer, barrier, connection))
 
-def _consume_unless(worker: Any, *, closed: bool) -> None:
-    """Cancel or renew the worker's consumers.
 
-    Only an optimisation: the barrier is what freezes. But a message that is never fetched is not held by a worker
-    that might die, so a kill -9 during a freeze costs nobody a visibility timeout.
-    """
+def _settle(worker: Any) -> None:
+    """Bring consumers and held requests into line with the barrier. Called where Celery starts tasks."""
+    barrier: Barrier = worker.lych_member.barrier
     consumer = getattr(worker, "consumer", None)
-    tasks = getattr(consumer, "task_consumer", None)
-    if consumer is None or tasks is None or consumer.lych_cancelled == closed:
+    if consumer is not None:
+        _fetch_unless_closed(worker, consumer, barrier)
+    barrier.let_go()
+
+
+def _fetch_unless_closed(worker: Any, consumer: Any, barrier: Barrier) -> None:
+    if barrier.closed:
+        visibility.refresh(consumer)
+    if not worker.use_eventloop:  # green pools: kombu would cancel only after the fetch that is under way
         return
-    consumer.lych_cancelled = closed
-    try:
-        if closed:
-            tasks.cancel()
-        else:
-            tasks.consume()
-    except consumer.connection_errors + consumer.channel_errors as error:
-        logger.debug("The consumers' connection is lost; the reconnect sets them right: %s", error)
+    if barrier.closed:
+        consumers.cancel(consumer)
+    else:
+        consumers.renew(consumer)
 
 
 def _leave(exit_code: int, why: str) -> None:

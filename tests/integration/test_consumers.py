@@ -1,0 +1,54 @@
+"""Messages in a long freeze: none comes twice, none changes its place, and what was consumed is consumed after."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+import redis
+
+from tests.fixtures.stamps import Yard
+
+Open = Callable[..., Yard]
+#: kombu looks every second for messages that were taken and not acknowledged in time.
+_EAGER = {"unacked_restore_interval": 1, "unacked_restore_throttle": 1}
+
+
+@pytest.mark.parametrize(("pool", "timeout_s", "freeze_s"), [("prefork", 4, 12), ("gevent", 2, 5)])
+def test_freeze_longer_than_the_visibility_timeout_runs_nothing_twice(
+    pool: str, timeout_s: float, freeze_s: float, yard: Open
+) -> None:
+    federation = yard(broker_transport_options={**_EAGER, "visibility_timeout": timeout_s})
+    federation.start("one", pool=pool)
+    federation.start("two", pool=pool)
+    federation.settle(2)
+    federation.walks(range(40), 0.1)
+    federation.walks(range(40, 60), countdown=freeze_s / 2)
+    federation.wait_for("end", 2)
+    with federation.freeze():
+        federation.walks(range(60, 100))
+        time.sleep(freeze_s)
+    federation.check_quiet()
+    federation.check_once(100)
+    time.sleep(1.5)  # a look for old messages later
+    federation.check_once(100)
+
+
+def test_message_that_was_being_fetched_when_the_freeze_came_keeps_its_place(yard: Open, redis_url: str) -> None:
+    federation = yard()
+    federation.start(pool="solo")
+    federation.settle(1)
+    aside_url = redis_url.replace("/0", "/1")
+    broker, aside = redis.Redis.from_url(redis_url), redis.Redis.from_url(aside_url)
+    for first in (0, 50):
+        federation.walks(range(first, first + 50), url=aside_url)
+        with federation.freeze():
+            broker.lpush("celery", *reversed(aside.lrange("celery", 0, -1)))  # all at once
+            aside.delete("celery")
+            time.sleep(1.3)  # the fetch that was under way is answered within a second
+        federation.wait_for("end", first + 50)
+    broker.close()
+    aside.close()
+    federation.check_quiet()
+    assert [int(one.tag) for one in federation.stamps("begin")] == list(range(100))
