@@ -77,11 +77,19 @@ class Barrier:
         # Outside the lock: on the solo pool this call is the task's body, and a freeze must be able to close.
         self._run(request, token)
 
-    def close(self) -> None:
-        """Start nothing more. When this returns every request that passed has its token."""
+    def close(self, *, wake: bool = True) -> None:
+        """Start nothing more. When this returns every request that passed has its token.
+
+        ``wake=False`` leaves it to `wake` to have the main loop stop consuming: it would compete with the ack.
+        """
         with self._lock:
             self._flag[0] = 1
             self._room.notify_all()
+        if wake:
+            self._wake()
+
+    def wake(self) -> None:
+        """Have the main loop see what changed."""
         self._wake()
 
     def open(self) -> None:

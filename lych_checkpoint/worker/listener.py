@@ -47,12 +47,15 @@ def _listen(store: Store, member: Member, done: threading.Event) -> None:
                 if time.monotonic() - idle_since_s > _LEAVE_S:
                     logger.critical("The shutdown hangs and nothing runs here any more: ending the process")
                     os._exit(EXIT_AGAIN)
-            bell.wait(member.due_s())
+            rung = bell.wait(member.due_s())
             member.tick()
             if done.is_set():
                 return
             try:
                 member.look()
+                if not rung:
+                    member.survey()
+                    member.tick()  # it runs git; that was no sleep
             except CheckpointError as error:
                 logger.debug("Look failed: %s", error)
                 member.tick()  # a server that does not answer took its time; that was no sleep

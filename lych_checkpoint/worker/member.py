@@ -107,6 +107,14 @@ class Member:
         self.tick()
         return not self.left and self._freeze is None
 
+    def survey(self) -> None:
+        """Read now and then which commits are on the disk. Apart from `look`, so that no ack waits for it."""
+        if clock_s() - self._disk_read_s > _DISK_EVERY_S:
+            self._disk_read_s = clock_s()
+            disk = self._disk()
+            with self._lock:
+                self._entry = replace(self._entry, disk=disk)
+
     def due_s(self) -> float:
         """Seconds until the next look is due: a heartbeat, or the freeze's end if that is sooner."""
         freeze = self._freeze
@@ -186,15 +194,20 @@ class Member:
 
     def _close(self, lease: LeaseFacts) -> None:
         changed = self._freeze is None or self._freeze.token != lease.token
-        if self.barrier is not None and not self.barrier.closed:
-            self.barrier.close()
-        if changed:
-            logger.info("Frozen: %s", lease.reason or lease.mode,
-                        extra={"event": "worker.frozen", "epoch": lease.epoch})
+        closing = self.barrier is not None and not self.barrier.closed
+        if self.barrier is not None and closing:
+            self.barrier.close(wake=False)
         forgotten = self.barrier.tokens.take_failed() if self.barrier is not None else []
         if forgotten:
             requests.forget_parked(self._store, forgotten)
-        self._ack(lease.token, lease.epoch, lease.mode)
+        try:
+            self._ack(lease.token, lease.epoch, lease.mode)
+        finally:
+            if self.barrier is not None and closing:
+                self.barrier.wake()
+        if changed:
+            logger.info("Frozen: %s", lease.reason or lease.mode,
+                        extra={"event": "worker.frozen", "epoch": lease.epoch})
 
     def _ack(self, token: str, epoch: int, mode: str) -> None:
         what = self._ack_now(token)
@@ -242,9 +255,6 @@ class Member:
             self._leave(EXIT_AGAIN, why)
 
     def _described(self) -> roster.Entry:
-        if clock_s() - self._disk_read_s > _DISK_EVERY_S:
-            self._disk_read_s = clock_s()
-            self._entry = replace(self._entry, disk=self._disk())
         if self.barrier is None:
             return self._entry
         running = self.barrier.tokens.running()
