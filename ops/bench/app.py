@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
+import timeit
 
+import redis
 from celery import Celery
 
 import lych_checkpoint
@@ -13,6 +16,34 @@ import lych_checkpoint
 app = Celery("bench", broker=os.environ["LYCH_REDIS_URL"], backend=os.environ["LYCH_REDIS_URL"])
 app.conf.update(broker_connection_retry_on_startup=True, task_ignore_result=True)
 lych_checkpoint.install(app)
+
+
+@app.task(name="nothing")
+def nothing() -> None:
+    """Do nothing."""
+
+
+@app.task(name="done")
+def done(key: str) -> None:
+    """Note the time."""
+    with redis.Redis.from_url(os.environ["LYCH_REDIS_URL"]) as client:
+        client.rpush(key, time.time())
+
+
+@app.task(name="time_safepoints")
+def time_safepoints(samples: int, calls: int) -> None:
+    """Time ``calls`` calls of `safepoint` less as many of an empty function, ``samples`` times, in ms a call."""
+    found = []
+    for _ in range(samples):
+        calling = timeit.timeit(lych_checkpoint.safepoint, number=calls)
+        looping = timeit.timeit(_empty, number=calls)
+        found.append((calling - looping) / calls * 1000)
+    with redis.Redis.from_url(os.environ["LYCH_REDIS_URL"]) as client:
+        client.rpush("bench:safepoints", json.dumps(found))
+
+
+def _empty() -> None:
+    """What a call costs at the least."""
 
 
 @app.task(name="churn")

@@ -1,4 +1,4 @@
-"""From the lease written to all acks, and the whole hold, for idle workers; the floor is a bare publish to BLPOP."""
+"""From the lease written to all acks, and from the thaw to the first task; the floor is a bare publish to BLPOP."""
 
 from __future__ import annotations
 
@@ -9,17 +9,23 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import redis
+from celery import Celery
 
+from lych_checkpoint import freeze
+from lych_checkpoint.federation import Federation
+from lych_checkpoint.lease import roster
+from ops.bench import crowd, pace
 from ops.bench.ground import Ground, place, rounds
 from ops.bench.record import Row, header, report
-from ops.servers.child import end
+from ops.servers.child import end, wait_until
 
-_COUNTS = (1, 4, 16)
-_CHANNEL, _ACKS = "floor:bell", "floor:acks"
+_COUNTS = (1, 4, 16, 32)
+_CROWD = 1000
+_CHANNEL, _ACKS, _FIRST = "floor:bell", "floor:acks", "bench:first"
 # Each listener is what a worker is at the least: a process that hears a message and answers with a push.
 _LISTENER = f"""
 import sys, redis
-client = redis.Redis.from_url(sys.argv[1])
+client = redis.Redis.from_url(sys.argv[1], socket_timeout=None)
 bell = client.pubsub(ignore_subscribe_messages=True)
 bell.subscribe("{_CHANNEL}")
 for message in bell.listen():
@@ -28,34 +34,66 @@ for message in bell.listen():
 
 
 def measure() -> None:
-    """Measure 1, 4 and 16 workers, floor and freeze in turns, and report."""
-    rows = []
-    n = rounds(20)
+    """Measure 1, 4, 16 and 32 workers, floor and freeze in turns; a simulated thousand; the cost while thawed."""
+    rows: list[Row] = []
+    n = rounds(100)
     with place() as home, ExitStack() as stack:
         ground = Ground(home, stack)
         head = header(home, ground.versions())
-        names: list[str] = []
+        federation = ground.open()
+        app = stack.enter_context(Celery("bench", broker=ground.broker.url, set_as_current=False))
+        rows += crowd.measure(federation, ground.broker.url, _CROWD, max(2, n // 5))
+        head["tasks per second"] = {}
+        for pool in ("prefork", "solo"):
+            paced, head["tasks per second"][pool] = pace.measure(ground, pool, max(2, n // 5))
+            rows += paced
+        ground.start_workers(["safe"], pool="prefork")
+        rows.append(pace.safepoint_ns(ground, max(10, n // 5)))
+        names = ["safe"]
         for count in _COUNTS:
-            more = [f"w{number}" for number in range(len(names), count)]
-            ground.start_workers(more, pool="solo")
-            names += more
-            floor, acks, holds, captures = [], [], [], []
-            with listening(ground.broker.url, count) as ring:
-                ground.create()  # the first one warms caches and is not counted
-                for _ in range(n):
-                    floor.append(ring())
-                    window = ground.create()["window"]
-                    acks.append(window["ack_ms"])
-                    holds.append(window["hold_ms"])
-                    captures.append(window["capture_ms"])
-            variant = f"{count} workers"
-            rows += [
-                Row("bare publish to acks", variant, tuple(floor)),
-                Row("lease to all acks", variant, tuple(acks), floor="bare publish to acks"),
-                Row("capture (dump, empty database)", variant, tuple(captures)),
-                Row("hold", variant, tuple(holds)),
-            ]
+            ground.start_workers([f"w{number}" for number in range(len(names), count)], pool="solo")
+            names += [f"w{number}" for number in range(len(names), count)]
+            rows += _freezes(ground, federation, app, count, n)
         report("freeze", head, rows)
+        for pool, ratios in head["tasks per second"].items():
+            for kind, found in ratios.items():
+                print(f"{pool}: speed {kind} {found['mean']:.3f}, 95 % in [{found['low']:.3f}, {found['high']:.3f}], "
+                      f"{found['pairs']} ABBA pairs")
+
+
+def _freezes(ground: Ground, federation: Federation, app: Celery, count: int, n: int) -> list[Row]:
+    """Freeze ``count`` workers ``n`` times with both bells, beside the bare floor, a task waiting for each thaw."""
+    floor, acks, firsts = [], [], []
+    terms = federation.terms(freeze.CHECKPOINT, "bench")
+    ring = federation.ring(app)
+    wait_until(lambda: len(roster.entries(federation.store())) == count, timeout_s=30,
+               else_say=lambda: f"{count} workers are not in the roster")
+    with (
+        listening(ground.broker.url, count) as bare,
+        redis.Redis.from_url(ground.broker.url, socket_timeout=None) as client,
+    ):
+        for number in range(n + 1):
+            floored_ms = bare()
+            began_s = time.perf_counter()
+            with freeze.thawing(federation.store(), terms, ring) as (frozen, thaw):
+                frozen.wait_for_acks()
+                acked_ms = (time.perf_counter() - began_s) * 1000
+                frozen.drain()
+                app.send_task("done", args=[_FIRST], ignore_result=True)
+                frozen.confirm()
+                time.sleep(0.02)  # the message is at rest, whoever will fetch it
+                thawed_at = time.time()
+                thaw()
+            first_at = float(client.blpop([_FIRST], timeout=30)[1])
+            if number:  # the first one warms caches
+                floor.append(floored_ms)
+                acks.append(acked_ms)
+                firsts.append((first_at - thawed_at) * 1000)
+            time.sleep(0.05)
+    variant = f"{count} workers"
+    return [Row("bare publish to acks", variant, tuple(floor)),
+            Row("lease to all acks", variant, tuple(acks), floor="bare publish to acks"),
+            Row("thaw to the first task's end", variant, tuple(firsts))]
 
 
 @contextmanager
@@ -63,7 +101,7 @@ def listening(url: str, count: int) -> Iterator[FloorBell]:
     """Start ``count`` bare listeners and yield the bell that measures one round over them, in ms."""
     children = [subprocess.Popen([sys.executable, "-c", _LISTENER, url]) for _ in range(count)]
     try:
-        with redis.Redis.from_url(url) as client:
+        with redis.Redis.from_url(url, socket_timeout=None) as client:
             while dict(client.pubsub_numsub(_CHANNEL)).get(_CHANNEL.encode(), 0) < count:
                 time.sleep(0.02)
             yield FloorBell(client, count)

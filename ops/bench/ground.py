@@ -14,6 +14,8 @@ from typing import Any
 
 import redis
 
+from lych_checkpoint.federation import Federation
+from lych_checkpoint.settings import Settings
 from ops.servers.celery import CeleryProcess, command
 from ops.servers.child import ServerError
 from ops.servers.filesystems import is_btrfs, loop_mount, make_pgdata_subvolume, remove_with_subvolumes
@@ -97,6 +99,15 @@ class Ground:
             ]
             workers += [one.wait_ready(120) for one in some]
         return workers
+
+    def start_process(self, worker: CeleryProcess) -> CeleryProcess:
+        """Wait until a worker is ready; it ends with the ground."""
+        return self._stack.enter_context(worker).wait_ready(120)
+
+    def open(self) -> Federation:
+        """Open the federation in this process, to freeze without an interpreter's start."""
+        os.environ.update({name: value for name, value in self.environment.items() if name.startswith("LYCH_")})
+        return Federation(Settings.load())
 
     def create(self, driver: str = "dump") -> dict[str, Any]:
         """Create a checkpoint in a process of its own and return its document."""

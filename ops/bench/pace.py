@@ -1,0 +1,94 @@
+"""What the plugin costs while nothing is frozen: tasks per second with and without it, and one `safepoint()`."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import redis
+from celery import Celery
+
+from ops.bench.ground import Ground
+from ops.bench.record import Row
+from ops.servers.celery import CeleryProcess
+
+_TASKS = 500
+_DONE, _TEMPLATE = "pace:done", "pace-template"
+_APPS = {"plain": "ops.bench.plain", "again": "ops.bench.plain", "plugin": "bench_app"}
+
+
+def measure(ground: Ground, pool: str, pairs: int) -> tuple[list[Row], dict[str, Any]]:
+    """Measure batches of empty tasks in ABBA pairs, plugin against plain, and plain against plain as the control.
+
+    One worker per variant with one place, each with its own queue, so that order tells the end: a batch is a copy
+    of one list of messages, made inside Redis, and its last message notes the time.
+
+    Returns:
+        ms per task, and per kind of pair the ratio of speeds (with / without) with its 95 % interval.
+    """
+    checkout = str(Path(__file__).parents[2])
+    workers = [
+        ground.start_process(CeleryProcess.worker(
+            app, f"{variant}-{pool}", directory=ground.home / "logs", pool=pool, concurrency=1,
+            options=("-Q", f"{variant}-{pool}"),
+            environment={**ground.environment, "PYTHONPATH": f"{ground.environment['PYTHONPATH']}:{checkout}"},
+        ))
+        for variant, app in _APPS.items()
+    ]
+    with redis.Redis.from_url(ground.broker.url, socket_timeout=None) as client:
+        _publish_template(ground.broker.url)
+        for variant in _APPS:
+            _batch(client, f"{variant}-{pool}")  # warms the worker
+        samples: dict[str, list[float]] = {variant: [] for variant in _APPS}
+        ratios: dict[str, list[float]] = {"plugin": [], "again": []}
+        for _ in range(pairs):
+            for other in ratios:
+                took = dict.fromkeys(("plain", other), 0.0)
+                for variant in ("plain", other, other, "plain"):
+                    batch_s = _batch(client, f"{variant}-{pool}")
+                    took[variant] += batch_s
+                    samples[variant].append(batch_s * 1000 / _TASKS)
+                ratios[other].append(took["plain"] / took[other])
+        client.delete(_TEMPLATE)
+    for worker in workers:
+        worker.stop()
+    floor = "per task, without the plugin"
+    rows = [Row(floor, pool, tuple(samples["plain"])),
+            Row("per task, without the plugin, again", pool, tuple(samples["again"]), floor=floor),
+            Row("per task, with the plugin", pool, tuple(samples["plugin"]), floor=floor)]
+    return rows, {"with / without": _interval(ratios["plugin"]), "without / without": _interval(ratios["again"])}
+
+
+def safepoint_ns(ground: Ground, n: int) -> Row:
+    """Measure `safepoint()` in a thawed prefork child, less the loop around it."""
+    with Celery("bench", broker=ground.broker.url, set_as_current=False) as app, \
+            redis.Redis.from_url(ground.broker.url, socket_timeout=None) as client:
+        app.send_task("time_safepoints", args=[n, 20_000])
+        found = client.blpop(["bench:safepoints"], timeout=60)
+    return Row("safepoint(), thawed", "prefork", tuple(json.loads(found[1])))
+
+
+def _publish_template(url: str) -> None:
+    with Celery("bench", broker=url, set_as_current=False) as app, app.connection_for_write() as connection, \
+            connection.Producer() as producer:
+        for _ in range(_TASKS - 1):
+            app.send_task("nothing", queue=_TEMPLATE, producer=producer, ignore_result=True)
+        app.send_task("done", args=[_DONE], queue=_TEMPLATE, producer=producer, ignore_result=True)
+
+
+def _batch(client: Any, queue: str) -> float:
+    began_s = time.time()
+    client.copy(_TEMPLATE, queue)
+    return float(client.blpop([_DONE], timeout=60)[1]) - began_s
+
+
+def _interval(ratios: list[float]) -> Mapping[str, float]:
+    """Return the mean of the pairs' ratios and its 95 % interval, on the logarithm."""
+    logs = [math.log(ratio) for ratio in ratios]
+    mean, half = statistics.mean(logs), 1.96 * statistics.stdev(logs) / math.sqrt(len(logs))
+    return {"mean": math.exp(mean), "low": math.exp(mean - half), "high": math.exp(mean + half), "pairs": len(logs)}
