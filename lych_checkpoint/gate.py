@@ -7,6 +7,7 @@ Aligned boots; ahead boots and imprints; all else refuses with the command that 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -47,12 +48,16 @@ class Report:
         return asdict(self)
 
 
-def check(federation: Federation | None = None, *, loaded: dict[str, str] | None = None) -> Report:
+def check(
+    federation: Federation | None = None, *, loaded: dict[str, str] | None = None,
+    before_imprint: Callable[[], None] | None = None,
+) -> Report:
     """Let this process start, or raise why not.
 
     Args:
         federation: opened from the settings if not given, so that web processes call it bare.
         loaded: the commits at the time this process imported its code.
+        before_imprint: called where the body may boot; what it raises keeps it from being imprinted.
 
     Raises:
         GateRefused: body and soul do not belong together; the message has the mending command.
@@ -62,7 +67,7 @@ def check(federation: Federation | None = None, *, loaded: dict[str, str] | None
     federation = federation or Federation(Settings.load())
     federation.vault.open()
     with connect(federation.settings.need("database_url")) as connection:
-        _refuse_open_restore(federation)
+        refuse_open_restore(federation)
         known = witness.read(connection)
         if known is None:
             known = _first_witness(federation, connection)
@@ -76,6 +81,8 @@ def check(federation: Federation | None = None, *, loaded: dict[str, str] | None
         _refuse_rewound(federation, known, report)
         if report.verdict not in _BOOTS:
             raise refusal(federation, report)
+        if before_imprint is not None:
+            before_imprint()
         if report.verdict != "aligned" or not known.signature:
             known = witness.imprint(connection, *body.pins(federation.members()))
             federation.vault.append_lineage("imprint", known.generation, known.signature)
@@ -94,7 +101,7 @@ def adopt(federation: Federation, reason: str) -> Report:
         Away: the database or the vault cannot be reached.
     """
     federation.vault.open()
-    _refuse_open_restore(federation)
+    refuse_open_restore(federation)
     last = federation.vault.last_lineage()
     with connect(federation.settings.need("database_url")) as connection:
         witness.init(connection, federation.settings.federation)
@@ -147,7 +154,7 @@ def check_generation(federation: Federation, generation: int) -> None:
         GateUnsure: one did, or is open.
         Away: the database cannot be reached.
     """
-    _refuse_open_restore(federation)
+    refuse_open_restore(federation)
     with connect(federation.settings.need("database_url")) as connection:
         known = witness.read(connection)
     if known is None or known.restored > generation:
@@ -155,7 +162,8 @@ def check_generation(federation: Federation, generation: int) -> None:
                          "start the process again", "generation-changed")
 
 
-def _refuse_open_restore(federation: Federation) -> None:
+def refuse_open_restore(federation: Federation) -> None:
+    """Raise `GateUnsure` while a restore has displaced something and not ended."""
     restore = journal.read(federation.vault)
     if restore is not None and restore.phase in _OPEN_PHASES:
         raise GateUnsure(f"a restore is {restore.phase}", str(federation.vault.root), "lych-checkpoint recover",

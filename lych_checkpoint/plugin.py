@@ -10,7 +10,7 @@ from typing import Any
 from celery import Celery, signals
 from celery.schedules import crontab
 
-from lych_checkpoint import body, gate, tasks
+from lych_checkpoint import body, gate, rebirth, tasks
 from lych_checkpoint.errors import CheckpointError, SettingError
 from lych_checkpoint.federation import Federation
 from lych_checkpoint.lease.connection import Store
@@ -74,9 +74,9 @@ class Plugin:
             return ""
 
     def pass_gate(self) -> int:
-        """Run the gate for this worker; returns the generation it saw."""
+        """Run the gate for this worker, by LYCH_REBIRTH; returns the generation it saw."""
         self.take_fingerprint()
-        return gate.check(self.federation(), loaded=self._fingerprint).generation
+        return rebirth.pass_gate(self.federation(), self._fingerprint).generation
 
     def open_store(self) -> Store:
         """Return a client for this federation's Redis."""

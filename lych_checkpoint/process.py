@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import pwd
+import select
+import signal
 import socket
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from lych_checkpoint.errors import Refused
 
@@ -137,6 +142,92 @@ def spawned(
             child.wait()
 
 
+def run_kept(
+    argv: Sequence[str], output: Path, *, keep_bytes: int, timeout_s: float, cwd: Path,
+    on_start: Callable[[Identity], object],
+) -> None:
+    """Run ``argv`` to its end in a process group of its own, and keep what it prints in the file ``output``.
+
+    Args:
+        argv: program and arguments.
+        output: replaced; of more than ``keep_bytes`` the beginning and the end are kept.
+        keep_bytes: see there.
+        timeout_s: after this the whole group is killed and the run refused.
+        cwd: working directory.
+        on_start: told whom it runs as, so that `Identity.end_group` can end it should this process die.
+
+    Raises:
+        Refused: the program is missing, failed (its last line is quoted) or took too long.
+    """
+    program = Path(argv[0]).name
+    with output.open("wb") as file:
+        try:
+            child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                     cwd=cwd, start_new_session=True)
+        except OSError as error:
+            raise Refused(f"{argv[0]} cannot be run: {error.strerror}", program, "", "program-missing") from error
+        try:
+            on_start(Identity.of(child.pid))
+            last = _keep(child, file, keep_bytes, time.monotonic() + timeout_s)
+            if child.poll() is None:
+                raise Refused(f"{program} did not end within {timeout_s:g} s", program, "", "program-slow")
+        finally:
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            assert child.stdout is not None  # noqa: S101 - a pipe was asked for
+            child.stdout.close()
+    if child.returncode:
+        raise _failed(program, child.returncode, last.decode(errors="replace"), "")
+
+
+def _keep(child: subprocess.Popen[bytes], file: IO[bytes], keep_bytes: int, deadline_s: float) -> bytes:
+    """Copy the child's output until it has ended or the time is over, and return the last of it.
+
+    Its end is not the pipe's: what it left running may hold that open for ever.
+    """
+    assert child.stdout is not None  # noqa: S101 - a pipe was asked for
+    pipe = child.stdout.fileno()
+    half, written, left_out = keep_bytes // 2, 0, 0
+    ends: deque[bytes] = deque()
+    held = 0
+    while time.monotonic() < deadline_s:
+        ended = child.poll() is not None
+        if not select.select([pipe], [], [], 0 if ended else 0.05)[0]:
+            if ended:
+                break
+            continue
+        data = os.read(pipe, 65536)
+        if not data:  # closed; the program may run on
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(max(0.0, deadline_s - time.monotonic()))
+            break
+        head = data[: max(0, half - written)]
+        file.write(head)
+        file.flush()
+        written += len(head)
+        if len(head) < len(data):
+            ends.append(data[len(head):])
+            held += len(ends[-1])
+        while held - len(ends[0] if ends else b"") >= half:
+            left_out += len(ends[0])
+            held -= len(ends.popleft())
+    if left_out:
+        file.write(f"\n[{left_out} bytes left out]\n".encode())
+    file.writelines(ends)
+    file.flush()
+    with open(file.name, "rb") as again:
+        again.seek(max(0, again.seek(0, os.SEEK_END) - 4096))
+        return again.read()
+
+
+def start_again() -> NoReturn:
+    """Replace this process by a new one of the same command line; the pid stays, so nobody outside need know."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - no shell is meant
+
+
 def _failed(program: str, code: int, complaints: str, mend: str) -> Refused:
     lines = [line for line in complaints.splitlines() if line.strip()] or [f"exit {code}"]
     return Refused(f"{program} failed with {code}: {lines[-1].strip()}", program, mend, "program-failed")
@@ -158,13 +249,24 @@ class Identity:
     @classmethod
     def mine(cls) -> Identity:
         """Return this process's identity."""
-        return cls(socket.gethostname(), _machine(), _space(), os.getpid(), _started(os.getpid()) or 0)
+        return cls.of(os.getpid())
+
+    @classmethod
+    def of(cls, pid: int) -> Identity:
+        """Return the identity of a process of this host."""
+        return cls(socket.gethostname(), _machine(), _space(), pid, _started(pid) or 0)
 
     def alive(self) -> bool | None:
         """Return whether the process lives, or None where that cannot be seen from here."""
         if (self.machine, self.space) != (_machine(), _space()):
             return False if self.host == socket.gethostname() and self.machine != _machine() else None
         return _started(self.pid) == self.started
+
+    def end_group(self) -> None:
+        """Kill the process group that this process leads, if it is provably still that process."""
+        if self.alive():
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
 
 
 def _machine() -> str:

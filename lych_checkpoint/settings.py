@@ -74,7 +74,9 @@ class Settings(BaseSettings):
     rebirth: Literal["refuse", "auto"] = "refuse"
     """What the gate does about a body that is behind."""
     rebuild: tuple[str, ...] = ()
-    """argv that rebuilds the environment after a checkout."""
+    """argv that rebuilds the environment after a checkout; run in the root, no shell."""
+    rebuild_timeout_s: float = Field(default=600.0, gt=0)
+    """How long that may take."""
     queue_policy: Literal["quarantine", "keep"] = "quarantine"
     """What happens to messages of a reverted future."""
     signing_key: Path | None = None

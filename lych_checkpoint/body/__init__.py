@@ -1,7 +1,8 @@
 """The body: all repositories of a federation, scanned, pinned, bundled, switched and compared as one."""
 
-from lych_checkpoint.body.checking import Standing, fingerprint, pins, relation, survey, verify
-from lych_checkpoint.body.displacing import bundle_lock, displace
+from lych_checkpoint.body.area import PLACE
+from lych_checkpoint.body.checking import Standing, fingerprint, lockfiles, pins, relation, survey, verify
+from lych_checkpoint.body.displacing import bundle_lock, displace, undisplace
 from lych_checkpoint.body.members import Member, discover, find
 from lych_checkpoint.body.pinning import bundle, lock_of, pin, pinned, unpin
 from lych_checkpoint.body.scans import Scan, recheck, scan, scanning
@@ -10,7 +11,7 @@ from lych_checkpoint.body.switching import switch, switch_back
 from lych_checkpoint.repository.objects import Verdict
 
 __all__ = [
-    "Member", "Scan", "Standing", "Verdict", "bundle", "bundle_lock", "discover", "displace", "find", "fingerprint",
-    "lock_of", "pin", "pinned", "pins", "recheck", "relation", "scan", "scanning", "stage", "survey", "switch",
-    "switch_back", "unpin", "unstage", "verify",
+    "PLACE", "Member", "Scan", "Standing", "Verdict", "bundle", "bundle_lock", "discover", "displace", "find",
+    "fingerprint", "lock_of", "lockfiles", "pin", "pinned", "pins", "recheck", "relation", "scan", "scanning",
+    "stage", "survey", "switch", "switch_back", "undisplace", "unpin", "unstage", "verify",
 ]

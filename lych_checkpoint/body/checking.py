@@ -130,6 +130,17 @@ def pins(members: Sequence[Member]) -> tuple[str, dict[str, dict[str, str]]]:
     return body_signature(tuple(found)), {pin.path: {"commit": pin.commit, "tree": pin.tree} for pin in found}
 
 
+def lockfiles(members: Sequence[Member]) -> dict[str, dict[str, str]]:
+    """Return ``{path: {lockfile: sha256:…}}`` of the dependencies as checked out; repositories without any left out.
+
+    Raises:
+        Refused: a repository cannot be read.
+    """
+    with reading() as reader:
+        found = each(lambda member: _pin(reader, member), members)
+    return {pin.path: pin.lockfiles for pin in found if pin.lockfiles}
+
+
 def _pin(reader: Reader, member: Member) -> RepoPin:
     repository = Repository.at(member.directory)
     commit = repository.head().commit

@@ -17,7 +17,7 @@ from lych_checkpoint.repository import bundles, refs, worktree
 from lych_checkpoint.repository.capture import capture
 from lych_checkpoint.repository.lens import opened
 from lych_checkpoint.repository.objects import Reader, reading
-from lych_checkpoint.repository.place import UNREADABLE
+from lych_checkpoint.repository.place import UNREADABLE, Repository
 
 
 def displace(
@@ -48,6 +48,19 @@ def displace(
     area.remember({"displaced": lock.dumps(), "shadow": os.fspath(shadow.absolute()),
                    "leave_out": [os.fspath(path.absolute()) for path in ours]})
     return lock
+
+
+def undisplace(members: Sequence[Member], ticket: str) -> None:
+    """Let go of the commits that `displace` kept under this ticket."""
+
+    def one(member: Member) -> None:
+        try:
+            repository = Repository.at(member.directory)
+        except Refused:
+            return
+        refs.drop(repository, f"{refs.SAFETY}/{ticket}")
+
+    each(one, members)
 
 
 def _displace(reader: Reader, member: Member, leave_out: tuple[bytes, ...], shadow: Path, ticket: str) -> RepoPin:

@@ -44,11 +44,16 @@ def verify_command(*, name: str, deep: bool) -> None:
 
 @click.command("gate")
 @click.option("--adopt", metavar="REASON", help="Take the body on disk as the right one; the reason is kept.")
-def gate_command(*, adopt: str | None) -> None:
+@click.option("--retry", is_flag=True, help="Let a rebirth that stopped on this host try again.")
+def gate_command(*, adopt: str | None, retry: bool) -> None:
     """Say whether a worker may start on this body and soul."""
     from lych_checkpoint import gate
 
     federation = answer.federation()
+    if retry:
+        from lych_checkpoint import rebirth
+
+        rebirth.retry(federation)
     report = gate.adopt(federation, adopt) if adopt else gate.check(federation)
     rows = [(path, one.verdict, one.disk[:12], one.witness[:12]) for path, one in report.repos.items()]
     answer.say(report.as_json(), [report.verdict, *answer.table(rows, ("repository", "verdict", "disk", "witness"))])

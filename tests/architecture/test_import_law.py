@@ -17,11 +17,12 @@ TIERS = (
     {"__main__", "__init__"},
     {"cli", "plugin", "evolution"},                                                  # doors
     {"tasks"},                                                                       # the door that the plugin opens
+    {"rebirth"},                                                                     # the gate that a worker passes
     {"coordinator", "restore", "gate", "status", "doctor", "setup"},                 # verbs
     {"inspection", "restoration"},                                                   # what several verbs do
     {"federation"},                                                                  # what all verbs start from
     {"soul"},                                                                        # parts …
-    {"window"},
+    {"window", "rebuild"},
     {"freeze", "worker", "body", "seal", "journal", "witness", "broadcast"},
     {"drivers"},
     {"lease", "database", "repository", "vault"},                                    # tools: one outside world each
