@@ -9,6 +9,7 @@ from celery import Task, current_task
 
 from lych_checkpoint import body, coordinator, witness
 from lych_checkpoint.database import connect, underlying
+from lych_checkpoint.database.server import identity
 from lych_checkpoint.errors import CheckpointError, Refused
 from lych_checkpoint.federation import Federation
 from lych_checkpoint.lease import requests
@@ -70,7 +71,8 @@ class EvolutionTask(Task):  # type: ignore[type-arg]
 def imprint(connection: Any) -> None:
     """Write the body on disk into the witness, inside the caller's own transaction.
 
-    For migrations: schema and witness then change together or not at all.
+    For migrations: schema and witness then change together or not at all. The vault's lineage learns of it when the
+    EvolutionTask around it ends, or at the next gate: before the commit nobody knows whether it happened.
 
     Args:
         connection: a psycopg connection, or an SQLAlchemy or Django one that wraps it.
@@ -80,18 +82,14 @@ def imprint(connection: Any) -> None:
     """
     plugin = getattr(current_task.app, "lych", None) if current_task else None
     settings = plugin.settings if plugin is not None else Settings.load()
-    _imprint(underlying(connection), Federation(settings))
+    witness.imprint(underlying(connection), *body.pins(Federation(settings).members()))
 
 
 def _imprint_now(federation: Federation) -> None:
     with connect(federation.settings.need("database_url")) as connection:
-        _imprint(connection, federation)
-
-
-def _imprint(connection: Any, federation: Federation) -> None:
-    pins = body.pins(federation.members())
-    known = witness.imprint(connection, *pins)
-    federation.vault.append_lineage("imprint", known.generation, known.signature)
+        known = witness.imprint(connection, *body.pins(federation.members()))
+        soul = identity(connection)
+    federation.vault.append_lineage("imprint", known.generation, known.signature, soul=soul)
 
 
 def safepoint() -> None:

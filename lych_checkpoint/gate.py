@@ -13,7 +13,8 @@ from typing import Any
 
 from lych_checkpoint import body, journal, witness
 from lych_checkpoint.database import Connection, connect
-from lych_checkpoint.errors import GateRefused, GateUnsure, Refused
+from lych_checkpoint.database.server import identity, same
+from lych_checkpoint.errors import GateRefused, GateUnsure
 from lych_checkpoint.federation import Federation
 from lych_checkpoint.settings import Settings
 from lych_checkpoint.witness import Witness
@@ -71,6 +72,10 @@ def check(
         known = witness.read(connection)
         if known is None:
             known = _first_witness(federation, connection)
+        if known.uuid != federation.uuid:
+            raise GateRefused("vault and database belong to different federations", str(federation.vault.root),
+                              "set LYCH_VAULT or LYCH_DATABASE_URL to the pair that belongs together",
+                              "gate-foreign")
         if loaded is not None and loaded != _fingerprint(federation):
             raise GateUnsure("the code changed since this process imported it", str(federation.settings.root),
                              "start the process again", "changed-since-import")
@@ -78,16 +83,23 @@ def check(
         if known.state == "restoring":
             _refuse_unless(report.verdict == "aligned", known)
             return report
-        _refuse_rewound(federation, known, report)
+        soul = identity(connection)
+        # In this order: a restore writes its line of the lineage before it closes its journal.
+        restored = journal.read(federation.vault) is None
+        last = federation.vault.last_lineage()
+        _refuse_rewound(known, report, last)
+        if restored:
+            _refuse_foreign(known, soul, last)
         if report.verdict not in _BOOTS:
             raise refusal(federation, report)
         if before_imprint is not None:
             before_imprint()
         if report.verdict != "aligned" or not known.signature:
             known = witness.imprint(connection, *body.pins(federation.members()))
-            federation.vault.append_lineage("imprint", known.generation, known.signature)
+            federation.vault.append_lineage("imprint", known.generation, known.signature, soul=soul)
             logger.info("Imprinted generation %d", known.generation, extra={"event": "gate.imprinted"})
-        _catch_up(federation, known)
+        elif last is None or known.generation > int(last["generation"]):
+            federation.vault.append_lineage("catch-up", known.generation, known.signature, soul=soul)
     return Report(verdict=report.verdict, generation=known.generation, repos=report.repos)
 
 
@@ -107,7 +119,8 @@ def adopt(federation: Federation, reason: str) -> Report:
         witness.init(connection, federation.settings.federation)
         known = witness.imprint(connection, *body.pins(federation.members()),
                                 above=int(last["generation"]) if last else 0)
-    federation.vault.append_lineage("adopt", known.generation, known.signature, reason=reason)
+        soul = identity(connection)
+    federation.vault.append_lineage("adopt", known.generation, known.signature, soul=soul, reason=reason)
     logger.warning("Adopted generation %d: %s", known.generation, reason, extra={"event": "gate.adopted"})
     return look(federation, known)
 
@@ -183,15 +196,10 @@ def _first_witness(federation: Federation, connection: Connection) -> Witness:
             f"the soul has no witness, yet the vault knows generation {last['generation']}: these data are others",
             "database", "lych-checkpoint restore latest", "gate-no-witness",
         )
-    known = witness.init(connection, federation.settings.federation)
-    if known.uuid != federation.uuid:
-        raise Refused("vault and database belong to different federations", str(federation.vault.root),
-                      "set LYCH_VAULT or LYCH_DATABASE_URL to the pair that belongs together", "foreign-vault")
-    return known
+    return witness.init(connection, federation.settings.federation)
 
 
-def _refuse_rewound(federation: Federation, known: Witness, report: Report) -> None:
-    last = federation.vault.last_lineage()
+def _refuse_rewound(known: Witness, report: Report, last: dict[str, Any] | None) -> None:
     if last is None or report.verdict == "aligned" or known.generation >= int(last["generation"]):
         return
     refused = GateRefused(
@@ -202,10 +210,21 @@ def _refuse_rewound(federation: Federation, known: Witness, report: Report) -> N
     raise refused
 
 
-def _catch_up(federation: Federation, known: Witness) -> None:
-    last = federation.vault.last_lineage()
-    if last is None or known.generation > int(last["generation"]):
-        federation.vault.append_lineage("catch-up", known.generation, known.signature)
+def _refuse_foreign(known: Witness, soul: str, last: dict[str, Any] | None) -> None:
+    """Refuse a vault from before the last restore, and data that are another copy than the one the vault knows.
+
+    Every restore writes its generation and its database into the lineage, so neither can come about by a crash.
+    """
+    if known.restored > (int(last["generation"]) if last else 0):
+        raise GateRefused(
+            f"the vault is older than these data: a restore made their generation {known.restored}, the vault knows "
+            f"{last['generation'] if last else 'none'}", "vault",
+            "bring the newer vault back, or `lych-checkpoint gate --adopt REASON`", "gate-vault-older")
+    if last is not None and not same(soul, last.get("soul", soul)):
+        raise GateRefused(
+            f"these data are a copy: cluster/database {soul}, the vault knows {last['soul']}", "database",
+            "point LYCH_DATABASE_URL at the original, `lych-checkpoint restore latest`, or, if this copy is meant to "
+            "live on alone, `lych-checkpoint gate --adopt REASON`", "gate-copied")
 
 
 def _fingerprint(federation: Federation) -> dict[str, str]:

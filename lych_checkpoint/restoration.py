@@ -12,6 +12,7 @@ from typing import Any
 
 from lych_checkpoint import body, freeze, journal, seal, witness
 from lych_checkpoint.database import connect
+from lych_checkpoint.database.server import identity
 from lych_checkpoint.errors import CheckpointError, Refused, RestoreOpen
 from lych_checkpoint.federation import Federation
 from lych_checkpoint.journal import Journal
@@ -100,8 +101,9 @@ class Restoration:
         self._soul.let_in()
         with connect(federation.settings.need("database_url")) as connection:
             witness.mark_awake(connection, entry.ticket)
+            soul = identity(connection)
         federation.vault.append_lineage("restore", entry.generation, self._lock.signature,
-                                        checkpoint=entry.checkpoint, journal=entry.ticket)
+                                        checkpoint=entry.checkpoint, journal=entry.ticket, soul=soul)
         write_atomic(self._root / "lychd.lock", (self._folder / "lychd.lock").read_bytes(), mode=0o644)
         self._seal_safety()
         body.unstage(self._lock, self._root, entry.ticket)

@@ -7,6 +7,7 @@ from typing import Any
 
 from lych_checkpoint import body, seal, witness
 from lych_checkpoint.database import Connection, connect
+from lych_checkpoint.database.server import identity
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.federation import Federation
 from lych_checkpoint.witness import Witness
@@ -38,7 +39,8 @@ def init(federation: Federation) -> dict[str, Any]:
         vault.write_federation(known.federation, known.uuid)
         if not known.signature:
             known = _first_imprint(federation, connection, known)
+        soul = identity(connection)
     if vault.last_lineage() is None:
-        vault.append_lineage("init", known.generation, known.signature)
+        vault.append_lineage("init", known.generation, known.signature, soul=soul)
     return {"federation": known.federation, "uuid": known.uuid, "vault": str(vault.root),
             "key": str(settings.key_path), "generation": known.generation}

@@ -76,6 +76,21 @@ def system_identifier(connection: Connection) -> str:
         return ""
 
 
+def identity(connection: Connection) -> str:
+    """Return ``cluster/oid`` of this database, which no copy made by dump, restore or CREATE DATABASE shares.
+
+    The cluster is empty where the role may not see it.
+    """
+    oid = rows(connection, "SELECT oid::bigint FROM pg_database WHERE datname = current_database()")[0][0]
+    return f"{system_identifier(connection)}/{oid}"
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two identities are of one database, as far as the roles that read them could see."""
+    (cluster, oid), (other_cluster, other_oid) = one.split("/"), other.split("/")
+    return oid == other_oid and (cluster == other_cluster or "" in (cluster, other_cluster))
+
+
 def unlogged_with_rows(connection: Connection) -> tuple[str, ...]:
     """Return the UNLOGGED tables of this database that hold rows: crash recovery empties them."""
     tables = rows(connection, """
