@@ -87,7 +87,10 @@ def check(
         # In this order: a restore writes its line of the lineage before it closes its journal.
         restored = journal.read(federation.vault) is None
         last = federation.vault.last_lineage()
-        _refuse_rewound(known, report, last)
+        if _is_rewound(known, report, last):
+            if witness.read(connection) != known:  # another gate imprinted meanwhile
+                return check(federation, loaded=loaded, before_imprint=before_imprint)
+            raise _rewound(known, report, last)
         if restored:
             _refuse_foreign(known, soul, last)
         if report.verdict not in _BOOTS:
@@ -199,15 +202,18 @@ def _first_witness(federation: Federation, connection: Connection) -> Witness:
     return witness.init(connection, federation.settings.federation)
 
 
-def _refuse_rewound(known: Witness, report: Report, last: dict[str, Any] | None) -> None:
-    if last is None or report.verdict == "aligned" or known.generation >= int(last["generation"]):
-        return
+def _is_rewound(known: Witness, report: Report, last: dict[str, Any] | None) -> bool:
+    return last is not None and report.verdict != "aligned" and known.generation < int(last["generation"])
+
+
+def _rewound(known: Witness, report: Report, last: dict[str, Any] | None) -> GateRefused:
     refused = GateRefused(
-        f"the data are rewound: their generation is {known.generation}, the vault knows {last['generation']}; "
-        "somebody restored the data alone", "database", "lych-checkpoint restore latest", "gate-rewound",
+        f"the data are rewound: their generation is {known.generation}, the vault knows "
+        f"{last['generation'] if last else 'none'}; somebody restored the data alone", "database",
+        "lych-checkpoint restore latest", "gate-rewound",
     )
     refused.facts = {**report.as_json(), "verdict": "rewound"}
-    raise refused
+    return refused
 
 
 def _refuse_foreign(known: Witness, soul: str, last: dict[str, Any] | None) -> None:

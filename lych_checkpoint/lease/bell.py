@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, Self
 
 import redis
 
 from lych_checkpoint.lease.connection import Store
+
+#: How often ``unless`` is asked: a worker that ends waits no longer than this for its listener.
+_GLANCE_S = 0.2
 
 
 class Bell:
@@ -23,8 +27,8 @@ class Bell:
     def __exit__(self, *_: object) -> None:
         self._close()
 
-    def wait(self, longest_s: float) -> bool:
-        """Block until the bell rings or ``longest_s`` have passed; True if it rang.
+    def wait(self, longest_s: float, unless: Callable[[], bool] = lambda: False) -> bool:
+        """Block until the bell rings, ``longest_s`` have passed, or soon after ``unless``; True if it rang.
 
         Without a connection it sleeps that long instead: polling the lease still works then, only slower.
         """
@@ -34,8 +38,8 @@ class Bell:
                 channel: Any = self._store.client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
                 channel.subscribe(self._store.keys["bell"])
                 self._channel = channel
-            while (left_s := end_s - time.monotonic()) > 0:
-                if self._channel.get_message(timeout=left_s) is not None:
+            while (left_s := end_s - time.monotonic()) > 0 and not unless():
+                if self._channel.get_message(timeout=min(left_s, _GLANCE_S)) is not None:
                     return True
         except (redis.RedisError, OSError):
             self._close()

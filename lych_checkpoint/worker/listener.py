@@ -47,7 +47,7 @@ def _listen(store: Store, member: Member, done: threading.Event) -> None:
                 if time.monotonic() - idle_since_s > _LEAVE_S:
                     logger.critical("The shutdown hangs and nothing runs here any more: ending the process")
                     os._exit(EXIT_AGAIN)
-            rung = bell.wait(member.due_s())
+            rung = bell.wait(member.due_s(), unless=done.is_set)
             member.tick()
             if done.is_set():
                 return

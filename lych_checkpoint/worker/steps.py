@@ -105,7 +105,7 @@ class Membership(bootsteps.StartStopStep):
         try:
             store = host.open_store()
             worker.lych_member = member = Member(
-                store, self._entry(worker, host, boot, str(path)), leave=_leave, disk=host.on_disk,
+                store, self._entry(worker, host, boot, str(path)), disk=host.on_disk, leave=self._leaver(worker),
                 is_ours=lambda: host.generation_stands(worker.lych_generation),
             )
             member.barrier = self._barrier(worker, host, member)
@@ -163,6 +163,16 @@ class Membership(bootsteps.StartStopStep):
             worker.timer.call_after(0, _settle, (worker,))
 
         return write if worker.use_eventloop else spawn
+
+    def _leaver(self, worker: Any) -> Callable[[int, str], None]:
+        """Return how the listener ends the worker: its main loop may sleep for a second and must look first."""
+        wake = self._waker(worker)
+
+        def leave(exit_code: int, why: str) -> None:
+            _leave(exit_code, why)
+            wake()
+
+        return leave
 
     def _on_wake(self, worker: Any) -> None:
         try:

@@ -6,11 +6,11 @@ import signal
 import sys
 from typing import NoReturn
 
-from ops.bench import freeze, soul
+from ops.bench import freeze, restore, soul
 from ops.servers.child import ServerError
 
-_PARTS = {"freeze": freeze.measure, "soul": soul.measure}
-_NOT_YET = ("body", "restore")
+_PARTS = {"freeze": freeze.measure, "soul": soul.measure, "restore": restore.measure}
+_NOT_YET = ("body",)
 
 
 def main(arguments: list[str]) -> int:

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,22 +31,31 @@ def rounds(default: int) -> int:
 
 
 @contextmanager
-def place() -> Iterator[Path]:
+def place(size_gb: int = 8) -> Iterator[Path]:
     """Yield a directory below LYCH_BENCH_DIR, else on a Btrfs of its own under root, else a temporary one."""
     with ExitStack() as stack:
         parent = os.environ.get("LYCH_BENCH_DIR")
         if parent is None and os.geteuid() == 0:
-            parent = str(stack.enter_context(loop_mount("btrfs", size_gb=8)))
+            parent = str(stack.enter_context(loop_mount("btrfs", size_gb=size_gb)))
         home = Path(tempfile.mkdtemp(prefix="lych-bench-", dir=parent))
         home.chmod(0o711)
         stack.callback(remove_with_subvolumes if is_btrfs(home) else shutil.rmtree, home)
         yield home
 
 
+def make_repository(directory: Path) -> None:
+    """Make a repository of what lies in ``directory``, or commit what changed there."""
+    who = {f"GIT_{role}_{what}": "bench@example.org" for role in ("AUTHOR", "COMMITTER")
+           for what in ("NAME", "EMAIL")}
+    first = [] if (directory / ".git").exists() else [["init", "-q", "-b", "main"]]
+    for arguments in [*first, ["add", "-A"], ["commit", "-q", "-m", "More"]]:
+        subprocess.run(["git", "-C", directory, *arguments], check=True, env={**os.environ, **who})
+
+
 class Ground:
     """Servers that run, a database `soul`, a repository and a vault below ``home``."""
 
-    def __init__(self, home: Path, stack: ExitStack) -> None:
+    def __init__(self, home: Path, stack: ExitStack, options: Mapping[str, str] | None = None) -> None:
         self._stack = stack
         self.home = home
         (home / "server").mkdir(mode=0o711)
@@ -54,16 +63,13 @@ class Ground:
         (home / "logs").mkdir()
         if is_btrfs(home):
             make_pgdata_subvolume(home / "server" / "pgdata")
-        self.postgres = stack.enter_context(PostgresNode.start_new(home / "server"))
+        self.postgres = stack.enter_context(PostgresNode.start_new(home / "server", options=options))
         self.broker = stack.enter_context(RedisNode.start_new(home))
         core = home / "federation" / "core"
         core.mkdir(parents=True)
         shutil.copy(_APP, core / "bench_app.py")
         (core / ".gitignore").write_text("__pycache__/\n")
-        who = {f"GIT_{role}_{what}": "bench@example.org" for role in ("AUTHOR", "COMMITTER")
-               for what in ("NAME", "EMAIL")}
-        for arguments in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-q", "-m", "Begin"]):
-            subprocess.run(["git", "-C", core, *arguments], check=True, env={**os.environ, **who})
+        make_repository(core)
         self.environment = {
             "PYTHONPATH": str(core), "TMPDIR": str(home / "tmp"),
             "LYCH_FEDERATION": "bench", "LYCH_REDIS_URL": self.broker.url,
@@ -121,7 +127,7 @@ class Ground:
             ServerError: it ended non-zero.
         """
         done = command("lych_checkpoint", *argv, "--json", environment={**self.environment, **environment},
-                       cwd=self.home, timeout_s=300)
+                       cwd=self.home, timeout_s=900)
         if done.returncode:
             raise ServerError(f"lych-checkpoint {' '.join(argv)}: {(done.stderr or done.stdout).strip()[-1000:]}")
         return json.loads(done.stdout)

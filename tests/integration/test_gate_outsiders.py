@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -191,6 +192,16 @@ def test_an_imprint_that_was_rolled_back_does_not_make_the_data_look_rewound(
         imprint(migration)
         migration.rollback()
     assert gate.check(federation).verdict == "ahead"
+
+
+def test_gates_at_once_after_an_upgrade_all_pass(opened: Opened, federation_root: Path) -> None:
+    federation = opened()
+    generation = gate.check(federation).generation
+    for number in range(5):
+        commit(federation_root / "extensions" / "alpha", {"alpha/__init__.py": f"VERSION = {number + 2}\n"})
+        with ThreadPoolExecutor(8) as pool:
+            reports = list(pool.map(lambda _: gate.check(opened()), range(8)))
+        assert {report.generation for report in reports} == {generation + number + 1}
 
 
 def test_a_web_process_asks_the_gate_by_its_public_name(opened: Opened, federation_root: Path) -> None:
