@@ -201,7 +201,7 @@ def thawing(store: Store, terms: Terms, ring: Ring) -> Iterator[tuple[Freeze, Ca
 
     Maintenance mode in force is used as it is and left in force.
     """
-    standing = lease.read(store)
+    standing, trusted_in_s = lease.read(store), 0.0
     # A restore does not join: workers of a freeze that fails open would wake in the middle of it.
     joined = standing is not None and standing.mode == MAINTENANCE and terms.mode == CHECKPOINT
     if standing is not None and joined:
@@ -212,6 +212,8 @@ def thawing(store: Store, terms: Terms, ring: Ring) -> Iterator[tuple[Freeze, Ca
             coordinator=coordinator(),
         )
         token, epoch, began_ms = taken.token, taken.epoch, taken.at_ms
+        # Counted from after the lease: emptied later, Redis loses the lease too, and nothing is confirmed.
+        trusted_in_s = roster.TRUST_S - (taken.at_ms - taken.born_ms) / 1000
     freeze = Freeze(store, terms, token, epoch, began_ms)
     renewing = _Renewal(store, token, terms.lease_s)
     thawed: list[FreezeFacts] = []
@@ -229,6 +231,8 @@ def thawing(store: Store, terms: Terms, ring: Ring) -> Iterator[tuple[Freeze, Ca
     try:
         if not joined:
             ring("freeze")
+        if trusted_in_s > 0:
+            time.sleep(min(trusted_in_s, roster.TRUST_S))
         yield freeze, thaw
     except BaseException as error:
         try:

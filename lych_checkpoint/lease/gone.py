@@ -36,13 +36,13 @@ def sweep(store: Store, gone_after_s: float) -> None:
 
 
 def settle(store: Store) -> None:
-    """Wait until the roster can be trusted: a licence after Redis began or was emptied."""
+    """Wait until the roster can be trusted: `roster.TRUST_S` after Redis began or was emptied."""
     with store.speaking() as client:
         client.set(store.keys["born"], store.now_ms(), nx=True)
         born_ms = int(client.get(store.keys["born"]))
-    left_s = roster.LICENCE_S - (store.now_ms() - born_ms) / 1000
+    left_s = roster.TRUST_S - (store.now_ms() - born_ms) / 1000
     if left_s > 0:
-        time.sleep(min(left_s, roster.LICENCE_S))
+        time.sleep(min(left_s, roster.TRUST_S))
 
 
 def _all_dead(entry: roster.Entry) -> bool:

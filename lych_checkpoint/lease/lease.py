@@ -42,11 +42,13 @@ for _, part in ipairs(redis.call('HGETALL', KEYS[5])) do answer[#answer + 1] = p
 redis.call('PUBLISH', KEYS[4], 'freeze ' .. text(epoch))
 return answer
 """
-# KEYS lease; ARGV token, ttl_ms, phase or "". Returns {pttl} or {"-1"}; never shortens, never creates.
+# KEYS lease; ARGV token, ttl_ms, phase or "". Returns {pttl} or {"-1"}; never shortens, never creates. In its last
+# millisecond a lease exists and has nothing left: workers take it for ended, so it must not come back.
 RENEW = """
 if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return {'-1'} end
-if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'phase', ARGV[3]) end
 local left = redis.call('PTTL', KEYS[1])
+if left <= 0 then return {'-1'} end
+if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'phase', ARGV[3]) end
 if left < tonumber(ARGV[2]) then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 return {redis.call('PTTL', KEYS[1])}
 """

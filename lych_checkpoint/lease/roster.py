@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from lych_checkpoint.lease.connection import Store
 from lych_checkpoint.lease.lease import LeaseFacts
@@ -12,9 +12,11 @@ from lych_checkpoint.process import Identity
 
 #: How often a worker tells Redis that it lives and reads the lease.
 HEARTBEAT_S = 0.5
-#: A worker that slept longer than this starts nothing before it has looked at the lease again; a roster younger than
-#: this is not trusted, for a worker may still be on its way back into it.
+#: A worker that slept longer than this starts nothing before it has looked at the lease again.
 LICENCE_S = 2 * HEARTBEAT_S
+#: A roster younger than this is not trusted, for a worker may still be on its way back into it: one that renewed its
+#: licence by an answer from just before Redis was emptied, and then slept.
+TRUST_S = LICENCE_S + HEARTBEAT_S
 
 _NOW = """
 local t = redis.call('TIME')
@@ -33,19 +35,27 @@ local answer = {text(now), redis.call('GET', KEYS[3]), redis.call('GET', KEYS[5]
 for _, part in ipairs(redis.call('HGETALL', KEYS[4])) do answer[#answer + 1] = part end
 return answer
 """
-# KEYS lease, acks, wake; ARGV boot, token, ack JSON. Returns {pttl} or {"-1"} when that lease is gone.
-# The expiry that the worker will honour is written with the ack.
-_ACK = _NOW + """
-if redis.call('HGET', KEYS[1], 'token') ~= ARGV[2] then return {'-1'} end
-local left = redis.call('PTTL', KEYS[1])
-redis.call('HSET', KEYS[2], ARGV[1], text(now + left) .. ' ' .. ARGV[3])
+# KEYS lease, acks, wake; ARGV boot, token, until_ms, ack JSON. Writes nothing when that lease is gone.
+# The expiry written with the ack is the one that the worker honours already: were it told only in the answer, an
+# answer that is lost would leave an ack that nobody keeps.
+_ACK = """
+if redis.call('HGET', KEYS[1], 'token') ~= ARGV[2] then return {} end
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[3] .. ' ' .. ARGV[4])
 redis.call('RPUSH', KEYS[3], ARGV[1])
 redis.call('LTRIM', KEYS[3], -1000, -1)
 redis.call('PEXPIRE', KEYS[2], 3600000)
 redis.call('PEXPIRE', KEYS[3], 3600000)
-return {text(left)}
+return {}
 """
-# KEYS lease, roster, acks, parked, born; ARGV token, licence_ms, number gone, boots gone…, task ids let through…
+# KEYS roster, beats, lease; ARGV boot, token of a freeze that this worker broke…
+_LEAVE = """
+redis.call('HDEL', KEYS[1], ARGV[1])
+redis.call('ZREM', KEYS[2], ARGV[1])
+local token = redis.call('HGET', KEYS[3], 'token')
+for i = 2, #ARGV do if ARGV[i] == token then redis.call('HSET', KEYS[3], 'spoilt', '1') end end
+return {}
+"""
+# KEYS lease, roster, acks, parked, born; ARGV token, trust_ms, number gone, boots gone…, task ids let through…
 # Returns {now, until, problem, problem…}; no problem means that the window ended well at `now`, and that every
 # barrier stays closed until `until` unless the lease is ended before.
 _CONFIRM = _NOW + """
@@ -53,6 +63,8 @@ local epoch, ends = redis.call('HGET', KEYS[1], 'epoch'), now + redis.call('PTTL
 local answer = {text(now), text(now)}
 local function problem(line) answer[#answer + 1] = line end
 if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then problem('lease: not ours any more') return answer end
+if ends <= now then problem('lease: it ends this very moment') end
+if redis.call('HEXISTS', KEYS[1], 'spoilt') == 1 then problem('a worker: it opened in between, and left') end
 local born = tonumber(redis.call('GET', KEYS[5]) or now)
 if now - born < tonumber(ARGV[2]) then problem('roster: Redis was emptied a moment ago') end
 local gone, through, count = {}, {}, tonumber(ARGV[3])
@@ -163,11 +175,10 @@ def beat(store: Store, entry: Entry, token: str) -> Look:
                 thawed=answer[4] == "1", lease=LeaseFacts.of(record, int(answer[5])))
 
 
-def ack(store: Store, epoch: int, token: str, boot: str, what: Ack) -> int:
-    """Write an ack. Returns the milliseconds that the lease has left, or -1 when it is gone."""
+def ack(store: Store, epoch: int, token: str, boot: str, until_ms: int, what: Ack) -> None:
+    """Write an ack, unless that lease is gone. ``until_ms``: until when its worker keeps it, by Redis's clock."""
     keys = store.keys
-    answer = store.script(_ACK, [keys["lease"], keys.acks(epoch), keys.wake(epoch)], boot, token, what.dumps())
-    return int(answer[0])
+    store.script(_ACK, [keys["lease"], keys.acks(epoch), keys.wake(epoch)], boot, token, until_ms, what.dumps())
 
 
 def acks(store: Store, epoch: int) -> dict[str, Ack]:
@@ -188,7 +199,7 @@ def confirm(store: Store, token: str, epoch: int, gone: set[str], through: set[s
     keys = store.keys
     answer = store.script(
         _CONFIRM, [keys["lease"], keys["roster"], keys.acks(epoch), keys["parked"], keys["born"]],
-        token, int(LICENCE_S * 1000), len(gone), *sorted(gone), *sorted(through),
+        token, int(TRUST_S * 1000), len(gone), *sorted(gone), *sorted(through),
     )
     return int(answer[0]), int(answer[1]), answer[2:]
 
@@ -207,10 +218,11 @@ def beats_ms(store: Store) -> dict[str, int]:
     return {boot: int(at) for boot, at in found}
 
 
-def leave(store: Store, boot: str) -> None:
-    """Take a worker out of the roster: it ended in order, or is proven gone."""
-    with store.speaking() as client:
-        pipe: Any = client.pipeline(transaction=True)
-        pipe.hdel(store.keys["roster"], boot)
-        pipe.zrem(store.keys["beats"], boot)
-        pipe.execute()
+def leave(store: Store, boot: str, broken: Iterable[str] = ()) -> None:
+    """Take a worker out of the roster: it ended in order, or is proven gone.
+
+    ``broken`` are the tokens of freezes in which it opened by expiry. Its ack goes with its entry, yet such a freeze,
+    if it is the one in force, must not end well for that.
+    """
+    keys = store.keys
+    store.script(_LEAVE, [keys["roster"], keys["beats"], keys["lease"]], boot, *sorted(broken))

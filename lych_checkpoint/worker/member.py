@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from lych_checkpoint.errors import CheckpointError
+from lych_checkpoint.errors import Away, CheckpointError
 from lych_checkpoint.lease import requests, roster
 from lych_checkpoint.lease.connection import Store
 from lych_checkpoint.lease.lease import LeaseFacts
@@ -30,12 +30,17 @@ _DISK_EVERY_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Freeze:
-    """The freeze this worker is in. ``until_s`` is on this host's clock that also counts while asleep."""
+    """The freeze this worker is in.
+
+    ``until_s`` is on this host's clock that also counts while asleep; ``until_ms``, on Redis's clock, is the same
+    moment or an earlier one.
+    """
 
     token: str
     epoch: int
     mode: str
     until_s: float
+    until_ms: int
 
 
 def clock_s() -> float:
@@ -128,24 +133,37 @@ class Member:
             CheckpointError: Redis is away; `overdue` says what that means.
         """
         with self._lock:
-            token = self._freeze.token if self._freeze else ""
-            asked_s = clock_s()  # before the question: a process stopped right after the answer has slept
-            seen = roster.beat(self._store, self._described(), token)
+            seen, asked_s = self._ask()
             self._misses, self._ahead_s = 0, seen.now_ms / 1000 - time.monotonic()
             reborn = self._born_ms is not None and seen.born_ms != self._born_ms
             self._born_ms = seen.born_ms
-            waits = self._freeze is not None and self._freeze.mode == "restore" and seen.lease is not None
-            if seen.journal in ("closing", "switching") and not waits:
+            freeze, standing = self._freeze, seen.lease
+            restoring = freeze is not None and freeze.mode == "restore"
+            still = freeze is not None and standing is not None and standing.token == freeze.token
+            if seen.journal in ("closing", "switching") and not (restoring and still):
                 self._go(f"a restore is {seen.journal}")
             elif seen.restored > self._entry.generation or (reborn and not self._is_ours()):
                 self._go("a restore brought back another pair than the one this worker was started on")
-            elif seen.lease is not None:
-                self._close(seen.lease)
-            elif self._freeze is not None:
-                self._opened_by_look(thawed=seen.thawed)
+            elif restoring and not still and not seen.thawed:
+                self._go("frozen for a restore whose lease is gone without a thaw")
+            elif restoring and not still and not self._is_ours():
+                self._go("the restore that froze it brought back another pair")
+            elif standing is not None:
+                self._close(standing, seen.now_ms)
+            elif freeze is not None:
+                self._open("thawed")
             elif self.barrier is not None and (self.barrier.closed or self.barrier.held()) and not self.left:
                 self.barrier.open()  # closed or held because it had slept, or could not look
             self._ticked_s = max(self._ticked_s, asked_s)
+
+    def _ask(self) -> tuple[roster.Look, float]:
+        """Return what a heartbeat saw, and when it was asked: a process stopped with the answer in hand has slept."""
+        for _ in range(2):
+            asked_s = clock_s()
+            seen = roster.beat(self._store, self._described(), self._freeze.token if self._freeze else "")
+            if clock_s() - asked_s < roster.LICENCE_S:
+                return seen, asked_s
+        raise Away("Redis answers too late to be believed", self._store.where, "see why it is slow", "redis-slow")
 
     def overdue(self) -> None:
         """Act on a look that failed: open when the lease has ended, or leave if it was a restore's."""
@@ -164,10 +182,10 @@ class Member:
     def say(self) -> None:
         """Ack again where something changed, so that the coordinator hears of the drain at once."""
         with self._lock:
-            if self._freeze is None or self._ack_now() == self._last_ack:
+            if self._freeze is None or self._ack_now(self._freeze.token) == self._last_ack:
                 return
             try:
-                self._ack(self._freeze.token, self._freeze.epoch, self._freeze.mode)
+                self._ack(self._freeze)
             except CheckpointError as error:
                 logger.debug("Ack failed, the next look repeats it: %s", error)
 
@@ -183,7 +201,7 @@ class Member:
         with self._lock:
             self.left = True
             try:
-                roster.leave(self._store, self.boot)
+                roster.leave(self._store, self.boot, self._broken)
             except CheckpointError as error:
                 logger.warning("Could not leave the roster; this worker will be proven gone instead: %s", error)
 
@@ -192,16 +210,19 @@ class Member:
         """Whether the barrier is closed by a freeze."""
         return self._freeze is not None
 
-    def _close(self, lease: LeaseFacts) -> None:
+    def _close(self, lease: LeaseFacts, now_ms: int) -> None:
         changed = self._freeze is None or self._freeze.token != lease.token
         closing = self.barrier is not None and not self.barrier.closed
         if self.barrier is not None and closing:
             self.barrier.close(wake=False)
+        # Before the ack, whose answer may be lost; and after the heartbeat's answer, so never too early.
+        self._freeze = Freeze(lease.token, lease.epoch, lease.mode, until_s=clock_s() + lease.expires_in_ms / 1000,
+                              until_ms=now_ms + lease.expires_in_ms)
         forgotten = self.barrier.tokens.take_failed() if self.barrier is not None else []
         if forgotten:
             requests.forget_parked(self._store, forgotten)
         try:
-            self._ack(lease.token, lease.epoch, lease.mode)
+            self._ack(self._freeze)
         finally:
             if self.barrier is not None and closing:
                 self.barrier.wake()
@@ -209,20 +230,13 @@ class Member:
             logger.info("Frozen: %s", lease.reason or lease.mode,
                         extra={"event": "worker.frozen", "epoch": lease.epoch})
 
-    def _ack(self, token: str, epoch: int, mode: str) -> None:
-        what = self._ack_now(token)
-        left_ms = roster.ack(self._store, epoch, token, self.boot, what)
-        # Measured after the answer: never earlier than the expiry that was written with the ack.
-        if left_ms > 0:
-            self._freeze = Freeze(token, epoch, mode, clock_s() + left_ms / 1000)
-            self._last_ack = what
-        elif self._freeze is None:  # gone between two scripts: nothing was promised, nothing is frozen
-            self._open("the lease ended")
-        # else: the next look sees that the lease is gone, and whether it was a thaw
+    def _ack(self, freeze: Freeze) -> None:
+        what = self._ack_now(freeze.token)
+        roster.ack(self._store, freeze.epoch, freeze.token, self.boot, freeze.until_ms, what)
+        self._last_ack = what
 
-    def _ack_now(self, token: str = "") -> roster.Ack:
+    def _ack_now(self, token: str) -> roster.Ack:
         running = self.barrier.tokens.running() if self.barrier is not None else []
-        token = token or (self._freeze.token if self._freeze else "")
         return roster.Ack(
             in_flight=tuple(one.task_id for one in running if not one.exempt),
             tasks={one.task_id: one.task for one in running},
@@ -230,16 +244,6 @@ class Member:
             broken=token in self._broken,
             since_ms={one.task_id: round((one.taken_s + self._ahead_s) * 1000) for one in running},
         )
-
-    def _opened_by_look(self, *, thawed: bool) -> None:
-        if self._freeze is not None and self._freeze.mode == "restore":
-            if not thawed:
-                self._go("frozen for a restore whose lease is gone without a thaw")
-                return
-            if not self._is_ours():
-                self._go("the restore that froze it brought back another pair")
-                return
-        self._open("thawed")
 
     def _open(self, why: str) -> None:
         self._freeze, self._last_ack = None, None

@@ -34,8 +34,9 @@ while True:
     message = bell.get_message(timeout=1)
     if message and message["data"].startswith("freeze"):
         standing = lease.read(store)
+        until_ms = store.now_ms() + standing.expires_in_ms if standing else 0
         for boot in boots if standing else ():
-            roster.ack(store, standing.epoch, standing.token, boot, idle)
+            roster.ack(store, standing.epoch, standing.token, boot, until_ms, idle)
 """
 
 

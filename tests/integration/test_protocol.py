@@ -34,6 +34,26 @@ class Task:
     name: str = "work"
 
 
+class Lossy(Store):
+    """A client that can be told what its next question's answer meets on its way."""
+
+    def __init__(self, url: str, uuid: str) -> None:
+        super().__init__(url, uuid)
+        self.meets: list[Callable[[], None]] = []
+
+    def script(self, text: str, keys: list[str], *arguments: str | int) -> list[str]:
+        """Ask Redis, and hand out the answer only after what it meets."""
+        answer = super().script(text, keys, *arguments)
+        if self.meets:
+            self.meets.pop(0)()
+        return answer
+
+
+def lost() -> None:
+    """The connection ends after Redis did what it was asked."""
+    raise Away("the answer is lost", "redis", "try again", "redis-away")
+
+
 class Worker:
     """A member with its barrier, without Celery around it: the test decides when it looks."""
 
@@ -135,6 +155,74 @@ def test_ack_after_an_opening_by_expiry_is_broken_for_good(store: Store, worker:
         frozen.confirm()
 
 
+def test_ack_whose_answer_was_lost_is_kept_all_the_same(
+    store: Store, worker: Callable[..., Worker], redis_url: str
+) -> None:
+    one = worker()
+    one.member._store = lossy = Lossy(redis_url, store.keys.uuid)
+    one.member.look()
+    gone.settle(store)
+    with pytest.raises(FreezeError, match="opened in between"), \
+            freeze.thawing(store, terms(lease_s=1.0), silent) as (frozen, _thaw):
+        one.member._ticked_s = clock_s()
+        lossy.meets = [lambda: None, lost]  # the heartbeat's answer comes, the ack's does not
+        with pytest.raises(Away):
+            one.member.look()
+        frozen.wait_for_acks()
+        frozen.drain()
+        lease.renew(store, frozen.token, 30)
+        one.barrier.admit(Task("held"))
+        one.member.overdue()
+        assert one.started == []  # it acked as far as anybody else knows
+        for _ in range(3):
+            time.sleep(0.4)
+            one.member.tick()
+        one.member.overdue()
+        one.barrier.let_go()
+        assert one.started == ["held"]
+        one.end("held")
+        one.member.look()
+        frozen.drain()
+        frozen.confirm()
+    lossy.close()
+
+
+def test_answer_that_a_sleep_made_old_is_asked_for_again(
+    store: Store, worker: Callable[..., Worker], redis_url: str
+) -> None:
+    one = worker()
+    one.member._store = lossy = Lossy(redis_url, store.keys.uuid)
+    one.member.look()
+
+    def sleep() -> None:  # as if stopped with the answer in hand, while a freeze begins
+        lease.take(store, mode="checkpoint", reason="while it slept", coordinator={}, lowest_epoch=0, lease_s=5)
+        time.sleep(roster.LICENCE_S)
+
+    lossy.meets = [sleep]
+    one.member.look()
+    assert one.member.frozen
+    lossy.close()
+
+
+def test_worker_that_opened_and_left_spoils_the_freeze(store: Store, worker: Callable[..., Worker]) -> None:
+    one, two = worker(), worker("two")
+    one.member.look()
+    two.member.look()
+    gone.settle(store)
+    with pytest.raises(FreezeError, match="opened in between, and left"), \
+            freeze.thawing(store, terms(lease_s=1.0), silent) as (frozen, _thaw):
+        one.member.look()
+        two.member.look()
+        frozen.wait_for_acks()
+        frozen.drain()
+        lease.renew(store, frozen.token, 30)
+        time.sleep(1.1)
+        one.member.overdue()  # cut off: it opens by expiry, and works
+        two.member.look()
+        one.member.end()  # a warm shutdown takes its entry and its ack away
+        frozen.confirm()
+
+
 def test_worker_that_registers_late_is_looked_at_too(store: Store, worker: Callable[..., Worker]) -> None:
     worker().member.look()
     gone.settle(store)
@@ -142,7 +230,7 @@ def test_worker_that_registers_late_is_looked_at_too(store: Store, worker: Calla
     with pytest.raises(FreezeError, match="late: no ack"), \
             freeze.thawing(store, terms(ack_timeout_s=0.5), silent) as (frozen, _thaw):
         for boot in roster.entries(store):
-            roster.ack(store, frozen.epoch, frozen.token, boot,
+            roster.ack(store, frozen.epoch, frozen.token, boot, store.now_ms() + 5000,
                        roster.Ack(in_flight=(), tasks={}, exempt=(), broken=False))
         frozen.wait_for_acks()
         frozen.drain()
@@ -231,6 +319,35 @@ def test_worker_frozen_for_a_restore_thaws_by_its_token(store: Store, worker: Ca
     one.member.look()
     one.barrier.admit(Task("after"))
     assert (one.exits, one.started) == ([], ["after"])
+
+
+def test_another_freeze_does_not_release_a_worker_frozen_for_a_restore(
+    store: Store, worker: Callable[..., Worker]
+) -> None:
+    one = worker()
+    one.member.look()
+    lease.take(store, mode="restore", reason="a test", coordinator={}, lowest_epoch=0, lease_s=0.5)
+    one.member.look()
+    time.sleep(0.6)  # its coordinator died
+    lease.take(store, mode="checkpoint", reason="another", coordinator={}, lowest_epoch=0, lease_s=5)
+    one.member.look()
+    assert one.exits == [75]
+
+
+def test_roster_is_as_old_as_a_licence_that_was_renewed_just_before_a_sleep(
+    store: Store, worker: Callable[..., Worker], redis_url: str
+) -> None:
+    one = worker()
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+    one.member.look()
+    began_s = time.monotonic()
+    with freeze.thawing(store, terms(), silent) as (frozen, _thaw):
+        assert time.monotonic() - began_s >= roster.TRUST_S - 0.1
+        one.member.look()
+        frozen.wait_for_acks()
+        frozen.drain()
+        frozen.confirm()
 
 
 def test_worker_frozen_for_a_restore_leaves_when_redis_is_away(
