@@ -200,6 +200,7 @@ class Consuming(bootsteps.StartStopStep):
     def __init__(self, consumer: Any, **_: Any) -> None:
         consumer.lych_cancelled = False
         self._connections = 0
+        self._unreturned: list[str] = []
 
     def start(self, consumer: Any) -> None:
         """Look at lease and generation; the main loop begins to consume only after this."""
@@ -207,6 +208,7 @@ class Consuming(bootsteps.StartStopStep):
         barrier = member.barrier
         assert barrier is not None  # noqa: S101 - Membership made it
         consumer.lych_cancelled = False
+        self._unreturned = visibility.give_back(consumer, self._unreturned)
         try:
             if self._connections:
                 member.connection_renewed()
@@ -223,6 +225,7 @@ class Consuming(bootsteps.StartStopStep):
     def stop(self, consumer: Any) -> None:
         """Forget what the lost connection delivered; the broker delivers it again."""
         self._connections += 1
+        self._unreturned += visibility.unreturned(consumer)
         member = consumer.controller.lych_member
         if member is None:
             return

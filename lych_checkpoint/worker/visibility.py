@@ -1,7 +1,10 @@
-"""Keeps a Redis broker from delivering a frozen worker's messages a second time.
+"""Keeps a Redis broker from delivering a frozen worker's messages a second time, or an hour too late.
 
 kombu's Redis transport gives a message that was not acknowledged within the visibility timeout to somebody else. A
 worker cannot acknowledge what its barrier holds, so a freeze longer than that would run every held task twice.
+
+When a connection is lost, kombu gives back what the worker had taken, but over that same connection: where the server
+was restarted this fails, and the messages wait for the visibility timeout, an hour by default.
 """
 
 from __future__ import annotations
@@ -39,6 +42,27 @@ def refresh(consumer: Any) -> None:
             client.zadd(qos.unacked_index_key, taken, xx=True)
     except consumer.connection_errors + consumer.channel_errors as error:
         logger.debug("The broker is away; messages are delivered again after the reconnect: %s", error)
+
+
+def unreturned(consumer: Any) -> list[str]:
+    """Return the messages, oldest first, that kombu could not give back when the connection was lost."""
+    qos = _qos(consumer)
+    return [] if qos is None else list(qos._delivered)  # noqa: SLF001 - emptied where giving back worked
+
+
+def give_back(consumer: Any, tags: list[str]) -> list[str]:
+    """Finish over the new connection what kombu could not do over the lost one, at the head of their queues.
+
+    Returns those that have to wait for the next connection. One that was delivered elsewhere meanwhile stays there.
+    """
+    qos, left = _qos(consumer), list(tags)
+    try:
+        while qos is not None and left:
+            qos.restore_by_tag(left[-1])  # the oldest comes last, and so to the very head
+            left.pop()
+    except consumer.connection_errors + consumer.channel_errors as error:
+        logger.debug("The broker is away again, %d messages are still to be given back: %s", len(left), error)
+    return left
 
 
 def _qos(consumer: Any) -> Any:

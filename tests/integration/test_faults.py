@@ -109,7 +109,7 @@ def first_start(workers: Workers, tag: int) -> float:
 
 
 def test_redis_restarted_empty_in_every_phase(
-    opened: Open, workers: Workers, leases: RedisNode, redis_url: str, publisher: Celery
+    opened: Open, workers: Workers, leases: RedisNode, redis_url: str, client: Celery
 ) -> None:
     federation = opened()
     workers.start("one", app=WAYS_OUT)
@@ -117,7 +117,7 @@ def test_redis_restarted_empty_in_every_phase(
     for number, phase in enumerate(("freezing", "draining", "frozen", "thawing")):
         wait_for_workers(federation, 2)
         if phase == "draining":
-            publisher.send_task("nap", args=[1.5], kwargs={"tag": "drained"})
+            client.send_task("nap", args=[1.5], kwargs={"tag": "drained"})
             wait_until(lambda: "drained" in {record["tag"] for record in workers.starts()})
 
         def empty_in(now: str, phase: str = phase) -> None:
@@ -148,13 +148,13 @@ def test_redis_restarted_empty_in_every_phase(
 
 
 def test_stopped_redis_holds_nobody_past_the_lease(
-    opened: Open, workers: Workers, leases: RedisNode, redis_url: str, publisher: Celery
+    opened: Open, workers: Workers, leases: RedisNode, redis_url: str, client: Celery
 ) -> None:
     federation = opened()
     one = workers.start("one", app=WAYS_OUT)
     two = workers.start("two", pool="threads", app=WAYS_OUT)
     wait_for_workers(federation, 2)
-    publisher.send_task("walk", args=["parks", 60])
+    client.send_task("walk", args=["parks", 60])
     wait_until(lambda: sum(entry.in_flight for entry in roster.entries(federation.store()).values()) == 1)
     with pytest.raises(Away) as caught, frozen_by(federation) as (frozen, _thaw):
         frozen.wait_for_acks()
@@ -265,7 +265,7 @@ def test_two_coordinators_take_turns_and_one_that_does_not_wait_is_told(opened: 
 
 
 def test_dead_workers_keep_nobody_waiting_beyond_the_proof(
-    opened: Open, workers: Workers, redis_url: str, publisher: Celery
+    opened: Open, workers: Workers, redis_url: str, client: Celery
 ) -> None:
     federation = opened()
     workers.start("well", app=WAYS_OUT)
@@ -286,7 +286,7 @@ def test_dead_workers_keep_nobody_waiting_beyond_the_proof(
 
     doomed = start_doomed("while")
     for number in range(4):  # two for each worker: the doomed one dies with its own
-        publisher.send_task("nap", args=[2.5], kwargs={"tag": f"nap-{number}"})
+        client.send_task("nap", args=[2.5], kwargs={"tag": f"nap-{number}"})
     wait_until(lambda: len(workers.starts()) == 4)
     with frozen_by(federation) as (frozen, thaw):
         frozen.wait_for_acks()
@@ -310,12 +310,12 @@ def test_dead_workers_keep_nobody_waiting_beyond_the_proof(
 
 
 def test_worker_is_not_gone_while_something_it_started_works_on(
-    opened: Open, workers: Workers, publisher: Celery
+    opened: Open, workers: Workers, client: Celery
 ) -> None:
     federation = opened(LYCH_ACK_TIMEOUT_S="1.5")
     doomed = workers.start("doomed", app=WAYS_OUT)
     wait_for_workers(federation, 1)
-    publisher.send_task("fork", args=[5, "works on"])
+    client.send_task("fork", args=[5, "works on"])
     wait_until(workers.starts)
     time.sleep(0.2)
     died_s = time.monotonic()
@@ -333,7 +333,7 @@ def living(federation: Federation) -> Mapping[str, Any]:
 
 
 def test_two_federations_on_one_redis_and_broker_do_not_touch_each_other(
-    opened: Open, workers: Workers, lych_environment: dict[str, str], redis_url: str, publisher: Celery,
+    opened: Open, workers: Workers, lych_environment: dict[str, str], redis_url: str, client: Celery,
     postgres: PostgresNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ours = opened()
@@ -350,11 +350,11 @@ def test_two_federations_on_one_redis_and_broker_do_not_touch_each_other(
     workers.start("theirs", app=WAYS_OUT, options=("-Q", "theirs"), environment=theirs_environment)
     wait_for_workers(ours, 1)
     wait_for_workers(theirs, 1)
-    with frozen_by(ours, ours.ring(publisher)) as (frozen, thaw):
+    with frozen_by(ours, ours.ring(client)) as (frozen, thaw):
         frozen.wait_for_acks()
         frozen.drain()
         for queue in ("ours", "theirs"):
-            publisher.send_task("record", args=[queue], queue=queue)
+            client.send_task("record", args=[queue], queue=queue)
         wait_until(workers.ends)
         time.sleep(0.5)
         assert [record["tag"] for record in workers.starts()] == ["theirs"]
@@ -364,5 +364,5 @@ def test_two_federations_on_one_redis_and_broker_do_not_touch_each_other(
         frozen.confirm()
         assert thaw().workers == ("ours@local",)
     wait_until(lambda: len(workers.ends()) == 2)
-    document = coordinator.create(ours, coordinator.Request(), publisher)  # a neighbour's worker is no stranger
+    document = coordinator.create(ours, coordinator.Request(), client)  # a neighbour's worker is no stranger
     assert document["workers"] == ["ours@local"]

@@ -53,12 +53,12 @@ def freeze_once(federation: Federation, hold_s: float, within: Callable[[], None
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_task_at_a_safepoint_counts_as_drained_and_wakes_at_once(
-    pool: str, opened: Opened, workers: Workers, publisher: Celery, redis_url: str
+    pool: str, opened: Opened, workers: Workers, client: Celery, redis_url: str
 ) -> None:
     federation = opened(LYCH_DRAIN_TIMEOUT_S="5")
     walker = workers.start("walker", pool=pool, app=WAYS_OUT)
     wait_for_workers(federation, 1)
-    publisher.send_task("walk", args=["one", 60])
+    client.send_task("walk", args=["one", 60])
     parked: list[int] = []
     wait_until(lambda: status(federation)["workers"][0]["in_flight"] == 1)
     windows = []
@@ -80,13 +80,13 @@ def test_task_at_a_safepoint_counts_as_drained_and_wakes_at_once(
 
 
 def test_drain_waits_as_long_as_it_may_then_names_task_id_worker_and_age(
-    opened: Opened, workers: Workers, publisher: Celery
+    opened: Opened, workers: Workers, client: Celery
 ) -> None:
     busy = workers.start("busy", app=WAYS_OUT)
     federation = opened(LYCH_DRAIN_TIMEOUT_S="1")
     wait_for_workers(federation, 1)
-    task = publisher.send_task("nap", args=[3.5], kwargs={"tag": "long"})
-    exempt = publisher.send_task("exempt_nap", args=[30], kwargs={"tag": "exempt"})
+    task = client.send_task("nap", args=[3.5], kwargs={"tag": "long"})
+    exempt = client.send_task("exempt_nap", args=[30], kwargs={"tag": "exempt"})
     wait_until(lambda: len(workers.starts()) == 2)
     with pytest.raises(FreezeError) as caught:
         freeze_once(federation, 0)
@@ -124,23 +124,23 @@ def check_bodies(federation: Federation, bodies: list[dict[str, Any]]) -> None:
 
 
 def test_sealed_checkpoint_precedes_every_body_however_it_is_called(
-    opened: Opened, workers: Workers, publisher: Celery, redis_url: str, tmp_path: Path
+    opened: Opened, workers: Workers, client: Celery, redis_url: str, tmp_path: Path
 ) -> None:
     federation = opened()
     workers.start("evolver", concurrency=3, app=WAYS_OUT)
     wait_for_workers(federation, 1)
 
     def mutate(tag: str) -> Any:
-        return publisher.signature("mutate", args=[tag], immutable=True)
+        return client.signature("mutate", args=[tag], immutable=True)
 
     results = [
-        chain(publisher.signature("record", args=["first"]), mutate("chain"), app=publisher).apply_async(),
-        group(mutate("group-1"), mutate("group-2"), app=publisher).apply_async(),
-        chord([mutate("chord-1"), mutate("chord-2")], publisher.signature("gather"), app=publisher).apply_async(),
+        chain(client.signature("record", args=["first"]), mutate("chain"), app=client).apply_async(),
+        group(mutate("group-1"), mutate("group-2"), app=client).apply_async(),
+        chord([mutate("chord-1"), mutate("chord-2")], client.signature("gather"), app=client).apply_async(),
     ]
     results += [
-        publisher.send_task("mutate_twice", args=["retry"]),
-        publisher.send_task("mutate", args=["eta"], countdown=1.5),
+        client.send_task("mutate_twice", args=["retry"]),
+        client.send_task("mutate", args=["eta"], countdown=1.5),
     ]
     called = subprocess.run(
         [sys.executable, "-m", "celery", "-A", WAYS_OUT, "call", "mutate", "--args", '["call"]'],
@@ -163,11 +163,11 @@ def test_sealed_checkpoint_precedes_every_body_however_it_is_called(
     assert first["checkpoint"] != second["checkpoint"]  # the second run was taken up after the first one's freeze
 
 
-def test_burst_shares_checkpoints(opened: Opened, workers: Workers, publisher: Celery, redis_url: str) -> None:
+def test_burst_shares_checkpoints(opened: Opened, workers: Workers, client: Celery, redis_url: str) -> None:
     federation = opened()
     workers.start("evolver", pool="threads", concurrency=8, app=WAYS_OUT)
     wait_for_workers(federation, 1)
-    sent = [publisher.send_task("mutate", args=[number]) for number in range(8)]
+    sent = [client.send_task("mutate", args=[number]) for number in range(8)]
     assert [one.get(timeout=30) for one in sent] == list(range(8))
     bodies = notes(redis_url, BODIES)
     assert len(bodies) == 8
@@ -179,16 +179,16 @@ def test_burst_shares_checkpoints(opened: Opened, workers: Workers, publisher: C
 
 
 def test_task_fails_before_its_body_when_its_checkpoint_does(
-    opened: Opened, workers: Workers, publisher: Celery, redis_url: str, federation_root: Path
+    opened: Opened, workers: Workers, client: Celery, redis_url: str, federation_root: Path
 ) -> None:
     federation = opened()
     workers.start("evolver", app=WAYS_OUT)
     wait_for_workers(federation, 1)
     (federation_root / "core" / "README").write_text("dirty\n")
     with pytest.raises(Exception, match=r"dirty|uncommitted|changed"):
-        publisher.send_task("mutate", args=["never"]).get(timeout=30)
+        client.send_task("mutate", args=["never"]).get(timeout=30)
     assert notes(redis_url, BODIES) == []
     assert not list(federation.vault.root.glob("checkpoints/*"))
     git(federation_root / "core", "checkout", "-q", "README")
-    assert publisher.send_task("mutate", args=["after"]).get(timeout=30) == "after"
+    assert client.send_task("mutate", args=["after"]).get(timeout=30) == "after"
     check_bodies(federation, notes(redis_url, BODIES))

@@ -123,12 +123,12 @@ def celery_worker_cluster(
 @pytest.fixture
 def celery_setup(
     celery_worker_cluster: CeleryWorkerCluster, celery_broker_cluster: CeleryBrokerCluster,
-    celery_backend_cluster: CeleryBackendCluster, publisher: Celery,
+    celery_backend_cluster: CeleryBackendCluster, client: Celery,
 ) -> CeleryTestSetup:
     """Everything, ready."""
     setup = CeleryTestSetup(
         worker_cluster=celery_worker_cluster, broker_cluster=celery_broker_cluster,
-        backend_cluster=celery_backend_cluster, app=publisher,
+        backend_cluster=celery_backend_cluster, app=client,
     )
     assert setup.ready(ping=False, control=True, docker=False)
     return setup
