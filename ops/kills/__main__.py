@@ -1,0 +1,91 @@
+"""`python -m ops.kills`: kill a restore at every step, by every driver. Exit 0: old or new each time; 1: not."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from ops.kills import matrix
+from ops.kills.ground import Ground
+from ops.kills.matrix import Outcome
+from ops.kills.point import STEPS
+from ops.servers.child import ServerError
+from ops.servers.filesystems import is_btrfs, loop_mount, remove_with_subvolumes
+
+DRIVERS = ("btrfs", "dump")
+_COLUMNS = tuple((when, who) for when in ("before", "in", "after") for who in ("alone", "group"))
+
+
+def main(arguments: list[str]) -> int:
+    """Run the matrix, or a sample of it, and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m ops.kills")
+    parser.add_argument("--driver", choices=DRIVERS, action="append")
+    parser.add_argument("--sample", type=int, default=0, help="so many kills of each driver, not all")
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    said = parser.parse_args(arguments)
+    began_s = time.monotonic()
+    try:
+        found = [one for driver in said.driver or DRIVERS for one in kill(driver, said.sample, said.seed)]
+    except ServerError as error:
+        print(f"kills: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(table(found)))
+    bad = [one for one in found if not one.good]
+    print(f"\n{len(found)} kills, seed {said.seed}, {time.monotonic() - began_s:.0f} s: "
+          f"{sum(one.pair == 'old' for one in found)} old, {sum(one.pair == 'new' for one in found)} new, "
+          f"{len(bad)} wrong")
+    for one in bad:
+        print(f"{one.driver}: {one.point}: {one.pair} {one.wrong}")
+    return 1 if bad else 0
+
+
+def kill(driver: str, sample: int, seed: int) -> Iterator[Outcome]:
+    """Run one driver's kills, all or so many by chance, each outcome as it is known."""
+    chance = random.Random(seed)
+    with place(driver) as home, ExitStack() as stack:
+        ground = Ground(home, driver, stack)
+        some = matrix.points(matrix.count_events(ground), chance)
+        for one in matrix.run(ground, chance.sample(some, sample) if sample else some, chance):
+            if sys.stderr.isatty() or not one.good:
+                print(f"{driver}: {one.point}: {one.pair} {one.wrong}", file=sys.stderr)
+            yield one
+
+
+@contextmanager
+def place(driver: str) -> Iterator[Path]:
+    """Yield a directory for one driver: `btrfs` needs root, or LYCH_TEST_BTRFS."""
+    with ExitStack() as stack:
+        parent = os.environ.get("LYCH_TEST_BTRFS") if driver == "btrfs" else None
+        if driver == "btrfs" and parent is None:
+            parent = str(stack.enter_context(loop_mount("btrfs")))
+        home = Path(tempfile.mkdtemp(prefix="lych-kills-", dir=parent))
+        home.chmod(0o711)
+        stack.callback(remove_with_subvolumes if is_btrfs(home) else shutil.rmtree, home)
+        yield home
+
+
+def table(found: list[Outcome]) -> list[str]:
+    """Return the matrix as Markdown: what each kill came to; a dash where the step does nothing to be killed in."""
+    lines = ["| driver | step | " + " | ".join(f"{when}, {who}" for when, who in _COLUMNS) + " |",
+             "|---" * (2 + len(_COLUMNS)) + "|"]
+    cells: dict[tuple[str, ...], Outcome] = {
+        (one.driver, one.point.step, one.point.when, one.point.who): one for one in found}
+    for driver in DRIVERS:
+        for step in STEPS:
+            row = [cells.get((driver, step, when, who)) for when, who in _COLUMNS]
+            if any(row):
+                said = ["-" if one is None else one.pair if one.good else f"WRONG {one.pair}" for one in row]
+                lines.append(f"| {driver} | {step} | " + " | ".join(said) + " |")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
