@@ -5,7 +5,7 @@ PY := .venv/bin/python
 JOBS ?= 2
 PART ?= freeze
 
-.PHONY: help demo test check bench matrix lock clean
+.PHONY: help demo test check kills bench matrix lock clean
 
 help:  ## show this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -20,6 +20,9 @@ check: .venv/.ready  ## ruff, mypy --strict, the import law
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy --strict lych_checkpoint ops
 	@$(PY) -m pytest -q tests/architecture
+
+kills: .venv/.ready  ## kill a restore at every step of every driver (ten minutes); KILLS='--driver dump --sample 20'
+	@$(PY) -m ops.kills $(KILLS)
 
 bench: .venv/.ready  ## measure beside bare floors; PART=freeze|soul|body|restore
 	@$(PY) -m ops.bench $(PART)

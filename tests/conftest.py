@@ -12,4 +12,5 @@ pytest_plugins = [
     "tests.fixtures.client",
     "tests.fixtures.opened",
     "tests.fixtures.stamps",
+    "tests.fixtures.durable",
 ]

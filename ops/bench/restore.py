@@ -43,6 +43,7 @@ _QUIET = {"wal_level": "minimal", "max_wal_senders": "0", "max_wal_size": "4GB",
 def measure() -> None:
     """Measure the gate, then each driver on a ground of its own, and report."""
     rows: list[Row] = []
+    failed: list[str] = []
     sizes = {"btrfs": float(os.environ.get("LYCH_BENCH_GB", "8")),
              "dump": float(os.environ.get("LYCH_BENCH_DUMP_GB", "1"))}
     with place() as home, ExitStack() as stack:
@@ -54,14 +55,17 @@ def measure() -> None:
         gb = min(wanted_gb, _room_gb() / 4)
         if gb < wanted_gb:
             print(f"{driver}: there is room for {gb:.1f} GB, not for {wanted_gb:g}", file=sys.stderr)
-        with place(size_gb=max(8, round(gb * 3) + 4)) as home, ExitStack() as stack:
+        with place(size_gb=round(gb * (rounds(3) + 3)) + 8) as home, ExitStack() as stack:
             if driver == "btrfs" and not is_btrfs(home):
                 print(f"btrfs is left out: {home} is on {head['file_system']}; run as root or set LYCH_BENCH_DIR",
                       file=sys.stderr)
                 continue
             ground = Ground(home, stack, _QUIET)
             head["soul_gb"][driver] = round(gb, 2)
-            rows += _restores(ground, driver, gb, rounds(3))
+            try:
+                rows += _restores(ground, driver, gb, rounds(3))
+            except ServerError as error:
+                failed.append(f"{driver}: {error}")
     report("restore", head, rows)
     print("pitr: not built")
     for row in rows:
@@ -69,6 +73,8 @@ def measure() -> None:
         if goal_ms:
             print(f"{row.what}, {row.variant}: p50 {row.p50_ms:.0f} ms, goal {goal_ms} ms"
                   f"{'' if row.p50_ms <= goal_ms else ': missed'}")
+    if failed:
+        raise ServerError("; ".join(failed))
 
 
 def _gates(ground: Ground, n: int) -> list[Row]:

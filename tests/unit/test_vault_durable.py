@@ -3,38 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-
-import pytest
 
 from lych_checkpoint import journal
 from lych_checkpoint.vault import Vault, write_atomic
+from tests.fixtures.durable import Events
 from tests.fixtures.sealed import make_checkpoint
-
-Events = list[tuple[str, str]]
-
-
-@pytest.fixture
-def events(monkeypatch: pytest.MonkeyPatch) -> Events:
-    """Every fsync, rename and unlink that really happens, in order, by path."""
-    seen: Events = []
-    fsync = os.fsync
-
-    def watched_fsync(descriptor: int) -> None:
-        fsync(descriptor)
-        seen.append(("fsync", str(Path(f"/proc/self/fd/{descriptor}").readlink())))
-
-    def watched(name: str, call: Callable[..., None]) -> Callable[..., None]:
-        def watch(source: object, *rest: object, **more: object) -> None:
-            call(source, *rest, **more)
-            seen.append((name, os.fspath(rest[0] if rest else source)))  # type: ignore[call-overload]
-        return watch
-
-    monkeypatch.setattr(os, "fsync", watched_fsync)
-    for name in ("rename", "replace", "unlink"):
-        monkeypatch.setattr(os, name, watched(name, getattr(os, name)))
-    return seen
 
 
 def test_publish_flushes_everything_then_renames_then_flushes_the_name(vault: Vault, events: Events) -> None:
@@ -68,6 +42,15 @@ def test_a_journal_is_kept_before_it_goes(vault: Vault, events: Events) -> None:
         ("replace", f"{notes}/restore-t-1.json"), ("fsync", notes),
         ("unlink", str(vault.root / "journal.json")), ("fsync", str(vault.root)),
     ]
+
+
+def test_a_journals_step_is_durable_before_it_is_taken(vault: Vault, events: Events) -> None:
+    journal.begin(vault, checkpoint="c-1", ticket="t-1", generation=2, epoch=1)
+    for phase in journal.PHASES[1:]:
+        events.clear()
+        journal.advance(vault, phase)
+        assert [act for act, _ in events] == ["fsync", "replace", "fsync"]
+        assert events[1:] == [("replace", str(vault.root / "journal.json")), ("fsync", str(vault.root))]
 
 
 def test_the_lineage_is_flushed_and_so_is_its_first_name(vault: Vault, events: Events) -> None:

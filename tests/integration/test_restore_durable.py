@@ -1,0 +1,53 @@
+"""The order in which a restore makes things durable: a power cut between any two leaves a pair to make whole."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lych_checkpoint import coordinator, gate, restore
+from lych_checkpoint.body import staging, switching
+from lych_checkpoint.federation import Federation
+from tests.fixtures.durable import Events
+from tests.fixtures.federation import commit
+
+
+def test_each_phase_is_durable_before_its_step_and_each_step_before_the_next_phase(
+    opened: Callable[..., Federation], federation_root: Path, tmp_path: Path, events: Events,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    federation = opened()
+    sealed = coordinator.create(federation, coordinator.Request())["id"]
+    commit(federation_root / "core", {"core/__init__.py": "VERSION = 2\n"})
+    gate.check(federation)
+    shutil.rmtree(federation_root / "extensions" / "beta")
+    for room in (staging, switching):
+        flush = room.flush
+        monkeypatch.setattr(room, "flush", lambda paths, flush=flush, room=room: (
+            flush(paths), events.append(("syncfs", room.__name__))))
+    events.clear()
+    safety = restore.restore(federation, sealed)["safety"]
+
+    vault, beta = tmp_path / "vault", federation_root / "extensions" / "beta"
+    phases = [number for number, event in enumerate(events) if event == ("replace", str(vault / "journal.json"))]
+    for number in phases:
+        assert events[number + 1] == ("fsync", str(vault))
+        assert events[number - 1][0] == "fsync"
+    switching_at, done_at = phases[-2:]
+    staged = [number for number, event in enumerate(events) if event == ("syncfs", staging.__name__)]
+    switched = events.index(("syncfs", switching.__name__))
+    assert staged
+    assert staged[-1] < phases[-4]
+    assert switching_at < events.index(("rename", str(beta))) < switched < done_at
+    ends = [
+        events.index(("fsync", str(vault / "lineage")), done_at),
+        events.index(("replace", str(federation_root / "lychd.lock"))),
+        events.index(("rename", str(vault / "checkpoints" / safety))),
+        events.index(("replace", str(vault / "notes" / f"restore-{safety}.json"))),
+        events.index(("unlink", str(vault / "journal.json"))),
+    ]
+    assert [done_at, *ends] == sorted([done_at, *ends])
+    assert events[-1] == ("fsync", str(vault))
