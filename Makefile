@@ -5,7 +5,7 @@ PY := .venv/bin/python
 JOBS ?= 2
 PART ?= freeze
 
-.PHONY: help demo test check kills bench matrix lock clean
+.PHONY: help demo test check kills bench matrix model lock clean
 
 help:  ## show this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -29,6 +29,9 @@ bench: .venv/.ready  ## measure beside bare floors; PART=freeze|soul|body|restor
 
 matrix: .venv/.ready  ## freeze on every pool, broker and kind of ack (ten minutes); CELLS=--pairwise for eight of them
 	@$(PY) -m ops.matrix $(CELLS)
+
+model: .venv/.ready  ## check every state of the freeze protocol's model (two minutes); needs spin and gcc
+	@$(PY) -m ops.model
 
 lock: .venv/.ready  ## renew requirements.lock from pyproject.toml
 	@printf 'hatchling\neditables\nuv\n' | $(PY) -m uv pip compile -q --upgrade --universal --python-version 3.11 \

@@ -114,7 +114,7 @@ def test_make_help_names_each_target() -> None:
     done = subprocess.run(["make", "-s", "help"], check=True, capture_output=True, text=True,
                           cwd=Path(__file__).parents[2])
     assert {line.split()[0] for line in done.stdout.splitlines()} == {
-        "help", "demo", "test", "check", "bench", "matrix", "lock", "clean"}
+        "help", "demo", "test", "check", "bench", "matrix", "model", "lock", "clean"}
 
 
 def test_an_interrupted_demo_leaves_nothing(server_directory: Path) -> None:
