@@ -44,8 +44,10 @@ def verify(check: Check) -> Found:
         here = Path(folder)
         switches = [f"-D{name}={value}" for name, value in check.switches.items()]
         run(["spin", "-a", *switches, _MODEL], cwd=here)
+        # A mistake is found at once: optimising its verifier would take longer than running it.
+        speed = "-O2" if check.expected == HOLDS else "-O0"
         # No partial order reduction: all state is shared, there is nothing to reduce.
-        run(["gcc", "-O2", "-w", "-DSAFETY", "-DNOFAIR", "-DNOREDUCE", f"-DMEMLIM={_MEMORY_MB}", "-o", "pan",
+        run(["gcc", speed, "-w", "-DSAFETY", "-DNOFAIR", "-DNOREDUCE", f"-DMEMLIM={_MEMORY_MB}", "-o", "pan",
              "pan.c"], cwd=here)
         began_s = time.monotonic()
         said = run([here / "pan", f"-m{_DEPTH}", "-w24"], cwd=here, timeout_s=_PATIENCE_S)
