@@ -104,17 +104,16 @@ def test_percentiles() -> None:
     assert Row("x", "", (3.0,)).p95_ms == 3.0
 
 
-def test_bench_says_what_it_cannot_measure(capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench(["restore"]) == 1
-    assert "not measured yet" in capsys.readouterr().err
+def test_bench_names_its_parts(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench(["nonsense"]) == 2
+    assert "freeze" in capsys.readouterr().err
 
 
 def test_make_help_names_each_target() -> None:
-    done = subprocess.run(["make", "-s", "help"], check=True, capture_output=True, text=True,
-                          cwd=Path(__file__).parents[2])
-    assert {line.split()[0] for line in done.stdout.splitlines()} == {
-        "help", "demo", "test", "check", "bench", "matrix", "model", "lock", "clean"}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(["make", "-s", "help"], check=True, capture_output=True, text=True, cwd=root)
+    targets = next(line for line in (root / "Makefile").read_text().splitlines() if line.startswith(".PHONY:"))
+    assert [line.split()[0] for line in done.stdout.splitlines()] == targets.split()[1:]
 
 
 def test_an_interrupted_demo_leaves_nothing(server_directory: Path) -> None:
