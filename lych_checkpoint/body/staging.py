@@ -17,6 +17,7 @@ from lych_checkpoint.repository import configuration as configurations
 from lych_checkpoint.repository.checkout import Goal, bring_to
 from lych_checkpoint.repository.configuration import Configuration
 from lych_checkpoint.repository.objects import Reader, reading
+from lych_checkpoint.repository.ownership import hand_over, owner_of
 from lych_checkpoint.repository.place import Repository
 
 
@@ -130,6 +131,7 @@ def _make_aside(reader: Reader, plan: _Plan, area: Area) -> None:
     repository = bundles.make_repository(build, configuration, plan.file, pin.commit, pin.branch)
     _check(reader, repository, pin)
     bring_to(repository, configurations.read(repository), Goal(pin.commit, pin.captured, pin.branch), None)
+    hand_over(build, owner_of(area.root / pin.path))
     flush([build])
     ready.parent.mkdir(exist_ok=True)
     build.rename(ready)

@@ -12,6 +12,7 @@ from lych_checkpoint.errors import Refused
 from lych_checkpoint.manifest import BodyLock, RepoPin
 from lych_checkpoint.repository import configuration as configurations
 from lych_checkpoint.repository.checkout import Goal, bring_to, unlock
+from lych_checkpoint.repository.ownership import make_directory
 from lych_checkpoint.repository.place import UNREADABLE, Repository
 
 
@@ -100,7 +101,7 @@ def _move_whole(turn: _Turn) -> None:
 def _rename(source: Path, goal: Path) -> None:
     if not source.exists():
         return
-    goal.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(goal.parent)
     try:
         source.rename(goal)
     except OSError as error:

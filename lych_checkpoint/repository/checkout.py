@@ -19,6 +19,7 @@ from lych_checkpoint.errors import Refused
 from lych_checkpoint.repository import capture, refs
 from lych_checkpoint.repository.configuration import Configuration
 from lych_checkpoint.repository.lens import Lens, opened
+from lych_checkpoint.repository.ownership import hand_over, hand_over_git, owner_of
 from lych_checkpoint.repository.place import BUSY, Repository
 from lych_checkpoint.repository.worktree import Folders, is_below, others
 
@@ -113,6 +114,8 @@ def bring_to(
             _build(lens, goal.commit)
             _install_index(repository, lens.index)
     refs.set_head(repository, goal.commit, goal.branch, inherit=inherit)
+    hand_over(repository.directory, owner_of(repository.directory), target)
+    hand_over_git(repository)
     if aside is not None:
         _bring_back(repository.directory, aside.waiting)
 
@@ -188,9 +191,23 @@ def _move(directory: Path, path: bytes, files: Path) -> None:
 def _put(source: Path, place: Path, name: str) -> None:
     goal = place / name
     if os.path.lexists(goal):  # a later file of the same name: kept too, but only the first is ever brought back
-        goal = place.with_name(f"{place.name}-{secrets.token_hex(4)}") / name
-    goal.parent.mkdir(parents=True, exist_ok=True)
+        place = place.with_name(f"{place.name}-{secrets.token_hex(4)}")
+        goal = place / name
+    _make_folders(place, name, like=source)
     shutil.move(source, goal)
+
+
+def _make_folders(place: Path, name: str, *, like: Path) -> None:
+    """Make the folders of ``name`` in ``place``, owned and with modes as beside ``like``: they may return there."""
+    place.mkdir(parents=True, exist_ok=True)
+    original = like.parents[len(Path(name).parts) - 1]
+    for folder in reversed(Path(name).parents[:-1]):
+        made, found = place / folder, (original / folder).stat()
+        if not made.exists():
+            made.mkdir()
+            made.chmod(stat.S_IMODE(found.st_mode))
+            if os.geteuid() == 0:
+                os.chown(made, found.st_uid, found.st_gid)
 
 
 def _bring_back(directory: Path, waiting: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.repository.command import run
+from lych_checkpoint.repository.ownership import hand_over_git
 from lych_checkpoint.repository.place import Head, Repository
 
 CHECKPOINTS = "refs/lych/checkpoints"
@@ -29,11 +30,13 @@ def keep(repository: Repository, ref: str, commit: str, *, head: str = "") -> No
     if head and repository.head().commit != head:
         raise Refused("HEAD moved since it was scanned", str(repository.directory), "", "body-moved")
     run(repository.git_dir, "update-ref", ref, commit)
+    hand_over_git(repository)
 
 
 def drop(repository: Repository, ref: str) -> None:
     """Remove ``ref``; none there is fine."""
     run(repository.git_dir, "update-ref", "-d", ref)
+    hand_over_git(repository)
 
 
 def set_head(repository: Repository, commit: str, branch: str, *, inherit: int | None = None) -> None:

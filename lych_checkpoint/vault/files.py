@@ -54,6 +54,9 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
             descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
             with os.fdopen(descriptor, "wb") as file:
                 os.fchmod(descriptor, mode)  # whatever the umask is
+                if os.geteuid() == 0:  # what root writes into somebody's directory is that somebody's
+                    folder = path.parent.stat()
+                    os.fchown(descriptor, folder.st_uid, folder.st_gid)
                 file.write(data)
                 file.flush()
                 os.fsync(descriptor)
