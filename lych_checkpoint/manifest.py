@@ -7,6 +7,7 @@ of it is without meaning.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
@@ -47,6 +48,11 @@ def body_signature(pins: tuple[RepoPin, ...]) -> str:
     """Return the one signature over all repositories: the same code gives the same signature."""
     ordered = sorted(pins, key=lambda pin: pin.path.encode())
     return digest(b"lychd-body-v1\0" + canonical([pin.signed() for pin in ordered]))
+
+
+def witnessed(pins: Iterable[RepoPin]) -> dict[str, dict[str, str]]:
+    """Return what a witness holds of a body: the commits as checked out, whatever lay on top of them."""
+    return {pin.path: {"commit": pin.commit, "tree": pin.tree} for pin in pins}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -144,7 +144,7 @@ def spawned(
 
 def run_kept(
     argv: Sequence[str], output: Path, *, keep_bytes: int, timeout_s: float, cwd: Path,
-    on_start: Callable[[Identity], object],
+    on_start: Callable[[Identity], object], environment: Mapping[str, str] | None = None,
 ) -> None:
     """Run ``argv`` to its end in a process group of its own, and keep what it prints in the file ``output``.
 
@@ -155,6 +155,7 @@ def run_kept(
         timeout_s: after this the whole group is killed and the run refused.
         cwd: working directory.
         on_start: told whom it runs as, so that `Identity.end_group` can end it should this process die.
+        environment: added to this process's own.
 
     Raises:
         Refused: the program is missing, failed (its last line is quoted) or took too long.
@@ -163,7 +164,7 @@ def run_kept(
     with output.open("wb") as file:
         try:
             child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                     cwd=cwd, start_new_session=True)
+                                     cwd=cwd, start_new_session=True, env={**os.environ, **(environment or {})})
         except OSError as error:
             raise Refused(f"{argv[0]} cannot be run: {error.strerror}", program, "", "program-missing") from error
         try:
@@ -230,7 +231,9 @@ def start_again() -> NoReturn:
 
 def _failed(program: str, code: int, complaints: str, mend: str) -> Refused:
     lines = [line for line in complaints.splitlines() if line.strip()] or [f"exit {code}"]
-    return Refused(f"{program} failed with {code}: {lines[-1].strip()}", program, mend, "program-failed")
+    refused = Refused(f"{program} failed with {code}: {lines[-1].strip()}", program, mend, "program-failed")
+    refused.facts = {"exit": code}
+    return refused
 
 
 @dataclass(frozen=True, slots=True)

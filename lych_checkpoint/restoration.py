@@ -17,7 +17,7 @@ from lych_checkpoint.errors import CheckpointError, Refused, RestoreOpen
 from lych_checkpoint.federation import Federation
 from lych_checkpoint.journal import Journal
 from lych_checkpoint.lease import marks
-from lych_checkpoint.manifest import BodyLock, FreezeFacts, Manifest
+from lych_checkpoint.manifest import BodyLock, FreezeFacts, Manifest, witnessed
 from lych_checkpoint.soul import Soul
 from lych_checkpoint.vault import write_atomic
 
@@ -66,9 +66,7 @@ class Restoration:
         self._advance("staging", staged=staged)
         self._soul.animate(
             staged, facts=self._manifest.soul, generation=self._journal.generation, signature=self._lock.signature,
-            repos={pin.path: {"commit": pin.captured or pin.commit, "tree": pin.captured_tree or pin.tree}
-                   for pin in self._lock.repos},
-            journal=self._journal.ticket,
+            repos=witnessed(self._lock.repos), journal=self._journal.ticket,
         )
         self._time("stage")
 

@@ -77,6 +77,10 @@ class Settings(BaseSettings):
     """argv that rebuilds the environment after a checkout; run in the root, no shell."""
     rebuild_timeout_s: float = Field(default=600.0, gt=0)
     """How long that may take."""
+    rehearse: tuple[str, ...] = ()
+    """argv that checks a rehearsed pair; LYCH_ROOT and LYCH_DATABASE_URL lead to it, no shell."""
+    rehearse_timeout_s: float = Field(default=600.0, gt=0)
+    """How long that may take."""
     queue_policy: Literal["quarantine", "keep"] = "quarantine"
     """What happens to messages of a reverted future."""
     signing_key: Path | None = None

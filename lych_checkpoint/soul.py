@@ -14,11 +14,18 @@ from typing import Literal
 
 from lych_checkpoint import drivers, witness
 from lych_checkpoint.database import connect, host_and_name, patient, sequences, speaking
+from lych_checkpoint.database.address import without_password
 from lych_checkpoint.database.server import describe, system_identifier
 from lych_checkpoint.drivers.base import Driver, Evidence, Ground
-from lych_checkpoint.errors import Refused
+from lych_checkpoint.drivers.programs import find
+from lych_checkpoint.errors import Damage, Refused
 from lych_checkpoint.manifest import SoulFacts
+from lych_checkpoint.process import run
 from lych_checkpoint.window import Capture
+
+_AMCHECK_S = 24 * 3600
+#: With this pg_amcheck ends when it found damage; with 1 when it could not look.
+_AMCHECK_DAMAGE = 2
 
 Writers = Literal["refuse", "fence", "note"]
 
@@ -125,6 +132,33 @@ class Soul:
             sequences.write(connection, facts.sequences)
             witness.mark_restoring(
                 connection, generation=generation, signature=signature, repos=repos, journal=journal)
+
+    @contextmanager
+    def opened(self, staged: Evidence) -> Iterator[str]:
+        """Give a connection URL to the staged data, which nobody else reaches; stopped or shut again afterwards."""
+        with self.driver.opened(staged) as url:
+            yield url
+
+    def amcheck(self, url: str) -> str:
+        """Check tables and indexes for damage by pg_amcheck; return what it said, or why it could not be run.
+
+        Raises:
+            Damage: it found some.
+        """
+        with connect(url) as connection, speaking(connection):
+            major = describe(connection).major
+        program = find("pg_amcheck", self._ground.pg_bin, major)
+        if program is None:
+            return "left out: there is no pg_amcheck"
+        address, secret = without_password(url, "lych-checkpoint rehearse")
+        try:
+            run([program, "--install-missing", "--no-password", address], timeout_s=_AMCHECK_S,
+                environment=secret)
+        except Refused as error:
+            if error.facts.get("exit") == _AMCHECK_DAMAGE:
+                raise Damage(f"pg_amcheck: {error.what}", host_and_name(url), "restore another checkpoint") from error
+            return f"left out: {error.what}"
+        return "passed"
 
     def shut_out(self) -> None:
         """Keep every other client off the live data, where that can be had without stopping the server."""

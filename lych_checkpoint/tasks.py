@@ -1,4 +1,4 @@
-"""The tasks `checkpoint.create` and `checkpoint.verify`. There is none for restore: see docs/design.md."""
+"""The tasks `checkpoint.create`, `verify` and `rehearse`. There is none for restore: see docs/design.md."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from celery import Celery
 
-from lych_checkpoint import coordinator, inspection
+from lych_checkpoint import coordinator, inspection, rehearsal
 from lych_checkpoint.errors import CheckpointError
 from lych_checkpoint.federation import Federation
 from lych_checkpoint.lease import requests
@@ -46,6 +46,11 @@ def register(app: Celery, plugin: Opens) -> None:
     def verify(name: str = "latest") -> dict[str, Any]:
         """Verify a sealed checkpoint; fails with `Damage` if a byte is not what was sealed."""
         return {"schema": SCHEMA, **inspection.verify(plugin.federation(), name)}
+
+    @app.task(name="checkpoint.rehearse", ignore_result=False)
+    def rehearse(name: str = "latest") -> dict[str, Any]:
+        """Rehearse a restore, aside; fails as the command does. For beat, or by hand."""
+        return {"schema": SCHEMA, **rehearsal.rehearse(plugin.federation(), name)}
 
 
 def _tell(federation: Federation, task_id: str | None, document: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import click
 _VERBS = {
     "create": "making", "freeze": "making", "thaw": "making", "status": "making",
     "list": "looking", "show": "looking", "verify": "looking", "gate": "looking", "doctor": "looking",
-    "init": "changing", "restore": "changing", "recover": "changing",
+    "init": "changing", "restore": "changing", "recover": "changing", "rehearse": "changing",
 }
 _JSON = "lych.json"
 

@@ -1,4 +1,4 @@
-"""The verbs that change what is on disk: init, restore, recover."""
+"""The verbs that change what is on disk: init, restore, recover, rehearse."""
 
 from __future__ import annotations
 
@@ -59,6 +59,19 @@ def recover_command() -> None:
     document = restore.recover(answer.federation())
     answer.say(document, "nothing is open" if document["recovered"] is None else
                f"recovered the {document['recovered']} pair of restore {document['checkpoint']}")
+
+
+@click.command("rehearse")
+@click.argument("name", default="latest")
+def rehearse_command(*, name: str) -> None:
+    """Bring a checkpoint back aside, check it as a worker would, and remove it again."""
+    from lych_checkpoint import rehearsal
+
+    document = rehearsal.rehearse(answer.federation(), name)
+    answer.say(document, [
+        f"rehearsed {document['checkpoint']} in {document['took_ms'] / 1000:.1f} s",
+        *[f"{part}: {document[part]}" for part in ("gate", "amcheck", "command")],
+    ])
 
 
 def _leave_the_body(*argv: str | None) -> None:

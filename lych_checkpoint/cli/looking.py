@@ -13,14 +13,24 @@ from lych_checkpoint.vault import Vault
 @click.command("list")
 def list_command() -> None:
     """List the sealed checkpoints, oldest first."""
-    checkpoints = list(Vault(answer.settings().vault_path).rows().values())
+    vault = Vault(answer.settings().vault_path)
+    rehearsals = vault.rehearsals()
+    checkpoints = [{**one, "rehearsed": _rehearsed(rehearsals.get(name))} for name, one in vault.rows().items()]
     rows = [
         (one["id"], one["label"] or "-", "safety" if one["safety"] else one["driver"], len(one["repos"]),
-         one["bytes"], (one["reason"] or "-").partition("\n")[0])
+         one["bytes"], _when(one["rehearsed"]), (one["reason"] or "-").partition("\n")[0])
         for one in checkpoints
     ]
     answer.say({"checkpoints": checkpoints},
-               answer.table(rows, ("id", "label", "driver", "repositories", "bytes", "reason")))
+               answer.table(rows, ("id", "label", "driver", "repositories", "bytes", "rehearsed", "reason")))
+
+
+def _rehearsed(said: dict[str, Any] | None) -> dict[str, Any] | None:
+    return None if said is None else {"at": said["at"], "ok": said["ok"]}
+
+
+def _when(rehearsed: dict[str, Any] | None) -> str:
+    return "-" if rehearsed is None else rehearsed["at"][:16] + ("" if rehearsed["ok"] else " failed")
 
 
 @click.command("show")

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _FOLDERS = ("checkpoints", "keys", "notes", "run")
 _PARTIAL = ".partial"
+_REHEARSALS = "notes/rehearsals.json"
 _ID = re.compile(r"\d{8}T\d{12}Z-[0-9a-f]{6}")
 
 
@@ -153,6 +154,19 @@ class Vault:
     def rows(self) -> dict[str, dict[str, Any]]:
         """Return the JSON object of every checkpoint that can be read, by id, oldest first."""
         return rows.rows(self.root / "notes" / "list.cache", self._checkpoints, self.ids(), self.manifest)
+
+    def rehearsals(self) -> dict[str, dict[str, Any]]:
+        """Return what the last rehearsal of each checkpoint came to, by id."""
+        record = self.read_record(_REHEARSALS)
+        return dict(record["rehearsals"]) if record else {}
+
+    def note_rehearsal(self, checkpoint_id: str, said: dict[str, Any]) -> None:
+        """Keep what a rehearsal came to, beside the checkpoint; the caller holds the lock."""
+        kept = set(self.ids())
+        known = {**self.rehearsals(), checkpoint_id: said}
+        write_atomic(self.root / _REHEARSALS, canonical({
+            "version": VERSION, "release": RELEASE,
+            "rehearsals": {one: what for one, what in known.items() if one in kept}}))
 
     def resolve(self, name: str) -> Manifest:
         """Return the checkpoint that an id, a unique prefix, `latest`, `latest~2` or a label names.

@@ -52,4 +52,5 @@ def test_captured_dirty_tree_comes_back_bit_for_bit(
     restored = lych("restore", "latest", "--yes", "--json", LYCH_DIRTY="capture")
     assert restored.code == 0, restored.out
     assert (bytes_of(federation_root), soul_digest(database)) == before
+    assert lych("gate", "--json").json["verdict"] == "aligned"  # the gate looks at what is checked out
     assert body_digest(federation_root)
