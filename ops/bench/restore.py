@@ -116,8 +116,9 @@ def _restores(ground: Ground, driver: str, gb: float, n: int) -> list[Row]:
             whole_ms = (time.perf_counter() - began_s) * 1000
             kept = json.loads((ground.home / "vault" / "notes" / f"restore-{document['safety']}.json").read_text())
             window = kept["freeze"]["window"]
-            frozen_s = kept["freeze"]["frozen_at"] - (window["ack_ms"] + window["drain_ms"]) / 1000
-            first_ms = (_first_after(ground, frozen_s) - frozen_s) * 1000
+            drained_s = kept["freeze"]["frozen_at"]  # from here to the thaw no task ends
+            frozen_s = drained_s - (window["ack_ms"] + window["drain_ms"]) / 1000
+            first_ms = (_first_after(ground, drained_s) - frozen_s) * 1000
             for phase, took_ms in document["phases_ms"].items():
                 phases.setdefault(f"restore: {phase}", []).append(took_ms)
             phases.setdefault("restore, the whole command", []).append(whole_ms)

@@ -22,9 +22,10 @@ from tests.fixtures.programs import environment, run, silent_server
 from tests.fixtures.sealed import make_checkpoint
 
 VERBS = {
-    "init", "create", "list", "show", "verify", "restore", "recover", "gate", "status", "freeze", "thaw", "doctor",
+    "init", "create", "list", "show", "verify", "rehearse", "restore", "recover", "gate", "status", "freeze", "thaw",
+    "doctor",
 }
-LATER = {"diff", "rehearse", "prune", "pin", "queue", "report"}
+LATER = {"diff", "prune", "pin", "queue", "report"}
 CREATE_FIELDS = {
     "id", "label", "state", "signature", "driver", "created_at", "workers", "repos", "bytes", "coalesced",
     "frozen_at", "thawed_at", "window",
@@ -129,7 +130,7 @@ def test_list_has_the_promised_fields(filled: Vault) -> None:
         assert one["state"] == "sealed"
     assert json.loads(ask(filled, "--json", "list").stdout) == document
     lines = ask(filled, "list").stdout.splitlines()
-    assert lines[0].split() == ["id", "label", "driver", "repositories", "bytes", "reason"]
+    assert lines[0].split() == ["id", "label", "driver", "repositories", "bytes", "rehearsed", "reason"]
     assert [line.split()[0] for line in lines[1:]] == filled.ids()
 
 
