@@ -92,8 +92,8 @@ class Restoration:
         self._soul.check(self._manifest.soul, self._journal.generation, self._journal.ticket)
         self._time("switch")
 
-    def finish(self) -> None:
-        """Say everywhere that the new pair is the pair, seal what was displaced, close the journal."""
+    def awake(self) -> None:
+        """Say everywhere that the new pair is the pair: from here on workers may start on it."""
         federation, entry = self._federation, self._journal
         self._advance("done")
         self._soul.let_in()
@@ -103,9 +103,14 @@ class Restoration:
         federation.vault.append_lineage("restore", entry.generation, self._lock.signature,
                                         checkpoint=entry.checkpoint, journal=entry.ticket, soul=soul)
         write_atomic(self._root / "lychd.lock", (self._folder / "lychd.lock").read_bytes(), mode=0o644)
+        marks.mark_restored(federation.store(), entry.generation)
+        self._time("awake")
+
+    def finish(self) -> None:
+        """Seal what was displaced and close the journal, after the thaw: nothing that lives is read for it."""
+        federation, entry = self._federation, self._journal
         self._seal_safety()
         body.unstage(self._lock, self._root, entry.ticket)
-        marks.mark_restored(federation.store(), entry.generation)
         marks.mark_journal(federation.store(), "")
         journal.close(federation.vault, "restored")
         self._time("finish")

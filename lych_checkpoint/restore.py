@@ -67,7 +67,8 @@ def restore(federation: Federation, name: str, app: Any = None) -> dict[str, Any
                 frozen.drain()
                 work.close_in(frozen)
                 work.switch()
-                work.finish()
+                work.awake()
+            work.finish()
         return work.document()
 
 
@@ -103,6 +104,7 @@ def recover(federation: Federation) -> dict[str, Any]:
         with work.undone_on_error():
             if entry.phase != "done":
                 work.switch()
+            work.awake()
             work.finish()
         _end_dead_freeze(federation)
         return {"recovered": "new", **work.document()}
