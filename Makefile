@@ -4,8 +4,11 @@ SHELL := /bin/sh
 PY := .venv/bin/python
 JOBS ?= 2
 PART ?= freeze
+BROKER ?= both
+MINUTES ?= 4
+ROUNDS ?= 0
 
-.PHONY: help demo test check kills bench matrix model lock clean
+.PHONY: help demo test check kills bench matrix chaos model lock clean
 
 help:  ## show this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -29,6 +32,9 @@ bench: .venv/.ready  ## measure beside bare floors; PART=freeze|soul|body|restor
 
 matrix: .venv/.ready  ## freeze on every pool, broker and kind of ack (ten minutes); CELLS=--pairwise for eight of them
 	@$(PY) -m ops.matrix $(CELLS)
+
+chaos: .venv/.ready  ## random freezes under random faults, judged; SEED=n, MINUTES=n or ROUNDS=n, BROKER=redis|rabbitmq|both
+	@$(PY) -m ops.chaos --broker $(BROKER) --minutes $(MINUTES) --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
 
 model: .venv/.ready  ## check every state of the freeze protocol's model (two minutes); needs spin and gcc
 	@$(PY) -m ops.model

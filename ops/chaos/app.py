@@ -16,13 +16,12 @@ from celery import Celery, bootsteps
 
 import lych_checkpoint
 from lych_checkpoint.worker.steps import Membership
+from ops.chaos.brokers import configuration
 
 _PROBE_EVERY_S = 0.05
 _directory = Path(os.environ["LYCH_TEST_RECORDS"])
-_broker = os.environ["LYCH_TEST_BROKER_URL"]
-_redis_options = {"visibility_timeout": 10, "unacked_restore_interval": 1, "unacked_restore_throttle": 1}
 
-app = Celery("chaos", broker=_broker)
+app = Celery("chaos", broker=os.environ["LYCH_TEST_BROKER_URL"])
 app.conf.update(
     task_ignore_result=True,
     task_acks_late=True,
@@ -32,7 +31,7 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,
     broker_connection_retry_delay=0.2,
-    broker_transport_options=_redis_options if _broker.startswith("redis") else {},
+    **configuration(os.environ["LYCH_TEST_BROKER_KIND"]),
 )
 lych_checkpoint.install(app)
 

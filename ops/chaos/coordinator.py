@@ -19,12 +19,14 @@ from lych_checkpoint.errors import CheckpointError
 from lych_checkpoint.federation import Federation
 from lych_checkpoint.lease import gone, lock
 from lych_checkpoint.settings import Settings
+from ops.chaos.brokers import configuration
 
 
 def main(hold_s: float) -> int:
     """Hold one freeze for ``hold_s`` and return the exit code."""
     federation = Federation(Settings.load())
-    app = Celery(broker=os.environ["LYCH_TEST_BROKER_URL"])
+    app = Celery("chaos", broker=os.environ["LYCH_TEST_BROKER_URL"])
+    app.conf.update(configuration(os.environ["LYCH_TEST_BROKER_KIND"]))
     try:
         store = federation.store()
         with lock.held(store, "chaos") as held:

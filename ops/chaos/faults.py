@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import redis
 
+from ops.chaos.brokers import Node
 from ops.chaos.ground import Ground, Seat, Watch, children, kill_group
 from ops.servers.child import signal_pid
-from ops.servers.redis import RedisNode
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,9 @@ def choose(chance: random.Random, ground: Ground, watch: Watch, coordinator: sub
         lambda: _stopped_worker(seat, whole=chance.random() < 0.5),
         lambda: _killed_coordinator(coordinator), lambda: _stopped_coordinator(coordinator),
         lambda: _restarted(ground, ground.leases, "leases", watch), lambda: _stopped_server(ground.leases, "leases"),
-        lambda: _restarted(ground, ground.broker, "broker", watch), lambda: _stopped_server(ground.broker, "broker"),
+        lambda: _restarted(ground, ground.broker, "broker", watch),
+        lambda: _restarted(ground, ground.broker, "broker", watch, orderly=True),
+        lambda: _stopped_server(ground.broker, "broker"),
         lambda: _emptied(ground, watch),
         lambda: Fault(f"stall {seat.name} from its lease", seat.lease_wire.stall, seat.lease_wire.mend),
         lambda: Fault(f"cut {seat.name} from its lease", seat.lease_wire.cut, seat.lease_wire.mend),
@@ -93,19 +95,24 @@ def _stopped_coordinator(coordinator: subprocess.Popen[bytes]) -> Fault:
                  lambda: coordinator.send_signal(signal.SIGCONT))
 
 
-def _restarted(ground: Ground, node: RedisNode, name: str, watch: Watch) -> Fault:
-    def kill() -> None:
+def _restarted(ground: Ground, node: Node, name: str, watch: Watch, *, orderly: bool = False) -> Fault:
+    def end() -> None:
         watch.look()
-        node.kill()
+        if orderly and node.pid is not None:
+            signal_pid(node.pid, signal.SIGCONT)  # another fault may have stopped it, and it could not end
+            node.stop()
+        else:
+            node.kill()
 
     def start() -> None:
         if node.pid is None:  # two faults may have met on it
             node.start()
 
-    return Fault(f"kill the {name}' server", kill, start, torn=len(ground.seats) if node is ground.broker else 0)
+    return Fault(f"{'end' if orderly else 'kill'} the {name}' server", end, start,
+                 torn=len(ground.seats) if node is ground.broker else 0)
 
 
-def _stopped_server(node: RedisNode, name: str) -> Fault:
+def _stopped_server(node: Node, name: str) -> Fault:
     def send(number: signal.Signals) -> None:
         if node.pid is not None:
             os.kill(node.pid, number)

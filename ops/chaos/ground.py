@@ -18,6 +18,7 @@ from pathlib import Path
 import redis
 from celery import Celery
 
+from ops.chaos import brokers
 from ops.chaos.checker import Lease
 from ops.chaos.proxy import Exchange, Wire, exchange
 from ops.servers.celery import CeleryProcess, command
@@ -49,17 +50,17 @@ class Seat:
 
 
 @contextmanager
-def raised() -> Iterator[Ground]:
-    """Raise everything in a temporary directory; it stays where the body of the `with` fails."""
+def raised(kind: str) -> Iterator[Ground]:
+    """Raise everything over that kind of broker, in a temporary directory that stays where the `with` fails."""
     home = Path(tempfile.mkdtemp(prefix="lych-chaos-"))
     home.chmod(0o711)
     with ExitStack() as stack:
         (home / "server").mkdir(mode=0o711)
         (home / "records").mkdir()
         postgres = stack.enter_context(PostgresNode.start_new(home / "server"))
-        broker = stack.enter_context(RedisNode.start_new(home / "broker"))
+        broker = stack.enter_context(brokers.started(kind, home / "broker"))
         leases = stack.enter_context(RedisNode.start_new(home / "leases"))
-        yield Ground(home, postgres, broker, leases, stack.enter_context(exchange()), stack)
+        yield Ground(home, kind, postgres, broker, leases, stack.enter_context(exchange()), stack)
     shutil.rmtree(home)
 
 
@@ -67,10 +68,10 @@ class Ground:
     """What chaos works on. ``broker`` carries messages, ``leases`` the freeze: each can fail without the other."""
 
     def __init__(
-        self, home: Path, postgres: PostgresNode, broker: RedisNode, leases: RedisNode, wires: Exchange,
-        stack: ExitStack,
+        self, home: Path, kind: str, postgres: PostgresNode, broker: brokers.Node, leases: RedisNode,
+        wires: Exchange, stack: ExitStack,
     ) -> None:
-        self.home, self.records = home, home / "records"
+        self.home, self.records, self.kind = home, home / "records", kind
         self.broker, self.leases = broker, leases
         self._wires, self._stack = wires, stack
         core = home / "federation" / "core"
@@ -87,7 +88,7 @@ class Ground:
             "LYCH_REDIS_URL": _url(self.coordinator_wire.port), "LYCH_DATABASE_URL": postgres.url("soul"),
             "LYCH_ROOT": str(core.parent), "LYCH_VAULT": str(self.vault), "LYCH_PG_BIN": str(postgres.pg_bin),
             "LYCH_LEASE_S": str(LEASE_S), "LYCH_ACK_TIMEOUT_S": "1.5", "LYCH_DRAIN_TIMEOUT_S": "3",
-            "LYCH_TEST_BROKER_URL": broker.url, "LYCH_TEST_RECORDS": str(self.records),
+            "LYCH_TEST_BROKER_KIND": kind, "LYCH_TEST_BROKER_URL": broker.url, "LYCH_TEST_RECORDS": str(self.records),
         }
         postgres.run("createdb", "soul")
         done = command("lych_checkpoint", "init", "--json", environment=self.environment, cwd=home)
@@ -105,12 +106,13 @@ class Ground:
     def start(self, seat: Seat) -> None:
         """Start a worker on its seat; it is not ready yet."""
         seat.starts += 1
+        broker_url = self.broker.url.replace(f":{self.broker.port}/", f":{seat.broker_wire.port}/")
         directory = self.home / "logs" / str(seat.starts)
         directory.mkdir(parents=True, exist_ok=True)
         seat.process = self._stack.enter_context(CeleryProcess.worker(
             "ops.chaos.app", seat.name, directory=directory, pool=seat.pool, concurrency=POOLS[seat.pool],
             environment={**self.environment, "LYCH_REDIS_URL": _url(seat.lease_wire.port),
-                         "LYCH_TEST_BROKER_URL": _url(seat.broker_wire.port)},
+                         "LYCH_TEST_BROKER_URL": broker_url},
         ))
 
     def lines(self, name: str) -> list[str]:
@@ -137,8 +139,9 @@ def children(pid: int) -> list[int]:
 class Load:
     """Publishes messages at a steady rate, directly to the broker, and remembers those that it took."""
 
-    def __init__(self, broker_url: str, rate: float) -> None:
-        self._app = Celery(broker=broker_url)
+    def __init__(self, ground: Ground, rate: float) -> None:
+        self._app = Celery("chaos", broker=ground.broker.url, set_as_current=False)
+        self._app.conf.update(brokers.configuration(ground.kind))
         self._rate = rate
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._publish, name="chaos-load", daemon=True)

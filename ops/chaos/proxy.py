@@ -101,5 +101,14 @@ def exchange() -> Iterator[Exchange]:
     try:
         yield Exchange(loop)
     finally:
+        with suppress(TimeoutError):
+            asyncio.run_coroutine_threadsafe(_end_all(), loop).result(5)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(5)
+
+
+async def _end_all() -> None:
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ops.chaos import brokers
 from ops.chaos.checker import Lease, Probe, Stamp, Window, frozen_past, lost, ran_inside
 
 WINDOW = Window("one", 100.0, 101.0)
@@ -75,3 +76,17 @@ def test_message_that_never_ended_is_found_unless_a_torn_connection_accounts_for
     assert "2, 3" in lost([1, 2, 3], ran, allowed=1)[0]
     assert lost([1, 2, 3], ran, allowed=2) == []
     assert lost([1], ran, allowed=0) == []
+
+
+def test_a_seed_always_means_the_same_brokers() -> None:
+    assert brokers.kinds("redis", 8) == [brokers.REDIS]
+    chosen = [brokers.kinds("both", seed) for seed in range(20)]
+    assert chosen == [brokers.kinds("both", seed) for seed in range(20)]
+    assert {kind for kinds in chosen for kind in kinds} == {brokers.REDIS, brokers.CLASSIC, brokers.QUORUM}
+    assert all(kinds[0] == brokers.REDIS and kinds[1:] == brokers.kinds("rabbitmq", seed)
+               for seed, kinds in enumerate(chosen))
+
+
+def test_only_redis_may_lose_a_message_with_a_connection() -> None:
+    assert [kind for kind in (brokers.REDIS, brokers.CLASSIC, brokers.QUORUM)
+            if brokers.connections_lose_messages(kind)] == [brokers.REDIS]
