@@ -34,6 +34,11 @@ def check_fanout(app: Any) -> None:
         )
 
 
+def takes_back(app: Any) -> bool:
+    """Return whether the broker takes back what a worker holds for too long, as RabbitMQ does (consumer_timeout)."""
+    return str(app.connection_for_write().transport.driver_type) == "amqp"
+
+
 def ring(app: Any, uuid: str, act: str) -> None:
     """Ring the control bell; a broker that is away is only logged, for the other bell and the lease remain."""
     try:

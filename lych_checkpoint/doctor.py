@@ -14,6 +14,9 @@ from lych_checkpoint.lease import roster
 from lych_checkpoint.soul import Soul
 
 OK, WARNING, FAULT = "ok", "warning", "fault"
+#: After so long RabbitMQ closes the channel of a consumer that has not acknowledged, and Celery 5.7's worker ends
+#: with it. RabbitMQ's default since 3.8.17.
+_CONSUMER_TIMEOUT_S = 1800
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +43,7 @@ def doctor(federation: Federation, app: Any = None) -> list[Finding]:
         ("workers", _workers),
     ]
     if app is not None:
-        checks.append(("broker", lambda _federation: _broker(app)))
+        checks.append(("broker", lambda federation: _broker(federation, app)))
     found: list[Finding] = []
     for name, check in checks:
         try:
@@ -127,6 +130,13 @@ def _workers(federation: Federation) -> Iterator[Finding]:
                       mend="restart the workers", exit_code=1)
 
 
-def _broker(app: Any) -> Iterator[Finding]:
+def _broker(federation: Federation, app: Any) -> Iterator[Finding]:
     broadcast.check_fanout(app)
     yield Finding(check="broker", state=OK, what="it can broadcast")
+    if broadcast.takes_back(app):  # no client can ask RabbitMQ how it is set
+        settings = federation.settings
+        longest_s = settings.ack_timeout_s + settings.drain_timeout_s + settings.lease_s
+        what = (f"RabbitMQ's consumer_timeout (30 minutes unless set) must exceed the longest freeze: "
+                f"{longest_s:g} s until it drained, by your settings, and what `freeze --for` is told")
+        yield Finding(check="broker", state=OK if longest_s < _CONSUMER_TIMEOUT_S else WARNING, what=what,
+                      mend="raise consumer_timeout in rabbitmq.conf, or lower LYCH_DRAIN_TIMEOUT_S")

@@ -24,18 +24,19 @@ _CONFIGURATION = "disk_free_limit.absolute = 1MB\ncollect_statistics = none\n"
 class RabbitNode:
     """One node with the user guest on loopback. A context manager that stops it and removes its directory."""
 
-    def __init__(self, directory: Path, program: Path, configuration: Mapping[str, str]) -> None:
+    def __init__(self, directory: Path, program: Path, configuration: Mapping[str, str], tick_ms: int) -> None:
         self.directory = directory / "rabbitmq"
         self.port, self._dist_port, self._epmd_port = (free_port() for _ in range(3))
         self.log = self.directory / "rabbitmq.log"
         self._program = program
-        self._configuration = configuration
+        self._configuration, self._tick_ms = configuration, tick_ms
         self._epmd: subprocess.Popen[bytes] | None = None
         self._child: subprocess.Popen[bytes] | None = None
 
     @classmethod
     def start_new(
-        cls, directory: Path, *, configuration: Mapping[str, str] | None = None, program: Path | None = None
+        cls, directory: Path, *, configuration: Mapping[str, str] | None = None, program: Path | None = None,
+        tick_ms: int = 60_000,
     ) -> Self:
         """Start a node with its files in ``directory``/rabbitmq and return when it takes clients (about 5 s).
 
@@ -43,11 +44,12 @@ class RabbitNode:
             directory: made if missing.
             configuration: lines of rabbitmq.conf, such as ``{"consumer_timeout": "60000"}``.
             program: `rabbitmq-server`, not Debian's wrapper, which insists on a user; found if not given.
+            tick_ms: how often a channel looks whether its consumer_timeout has passed; rabbitmq.conf cannot say.
 
         Raises:
             ServerError: the cause, with the log's end. Nothing is left.
         """
-        node = cls(directory, program or rabbitmq_server(), configuration or {})
+        node = cls(directory, program or rabbitmq_server(), configuration or {}, tick_ms)
         node.directory.mkdir(parents=True)
         try:
             node._prepare()
@@ -122,7 +124,8 @@ class RabbitNode:
             "RABBITMQ_LOG_BASE": str(self.directory),
             "RABBITMQ_LOGS": "-",
             "RABBITMQ_PID_FILE": str(self.directory / "pid"),
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1} "
+                                                   f"-rabbit channel_tick_interval {self._tick_ms}",
             "RUNNING_UNDER_SYSTEMD": "true",  # the script then becomes the node, instead of a shell before it
         }
 

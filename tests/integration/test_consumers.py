@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import redis
+from celery import Celery
 
+from lych_checkpoint.doctor import OK, WARNING, doctor
+from lych_checkpoint.federation import Federation
+from ops.servers.rabbitmq import RabbitNode
+from tests.fixtures.rabbitmq import need_rabbitmq
 from tests.fixtures.stamps import Yard
 
 Open = Callable[..., Yard]
@@ -52,3 +58,35 @@ def test_message_that_was_being_fetched_when_the_freeze_came_keeps_its_place(yar
     aside.close()
     federation.check_quiet()
     assert [int(one.tag) for one in federation.stamps("begin")] == list(range(100))
+
+
+def test_worker_that_rabbitmq_ends_in_a_too_long_freeze_costs_nothing(yard: Open, tmp_path: Path) -> None:
+    """Celery 5.7 does not outlive a closed channel. What is started in its place is frozen, and runs all once."""
+    need_rabbitmq()
+    with RabbitNode.start_new(tmp_path, configuration={"consumer_timeout": "2000"}, tick_ms=500) as node:
+        federation = yard(broker=node.url, broker_heartbeat=0)
+        worker = federation.start()
+        federation.settle(1)
+        federation.walks(range(30), 0.2)
+        federation.wait_for("end", 2)
+        with federation.freeze():
+            assert worker.wait_exit() == 1
+            assert "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out" in worker.text
+            federation.start("next")
+            federation.walks(range(30, 40))
+            time.sleep(1)
+        federation.check_quiet()
+        federation.check_once(40)
+
+
+@pytest.mark.parametrize(("url", "drain_s", "states"), [
+    ("redis://localhost:1/0", "60", [OK]), ("amqp://localhost:1//", "60", [OK, OK]),
+    ("amqp://localhost:1//", "1795", [OK, WARNING]),
+])
+def test_doctor_names_what_rabbitmq_must_bear(
+    url: str, drain_s: str, states: list[str], opened: Callable[..., Federation]
+) -> None:
+    with Celery(broker=url, set_as_current=False) as app:
+        found = [one for one in doctor(opened(LYCH_DRAIN_TIMEOUT_S=drain_s), app) if one.check == "broker"]
+    assert [one.state for one in found] == states
+    assert all("consumer_timeout" in one.what for one in found[1:])
