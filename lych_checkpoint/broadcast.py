@@ -18,6 +18,10 @@ _STATE_S = 3.0
 #: How long the broker may take to be connected.
 _CONNECT_S = 5
 
+#: After so long RabbitMQ closes the channel of a consumer that has not acknowledged, and Celery 5.7's worker ends
+#: with it. RabbitMQ's default since 3.8.17.
+CONSUMER_TIMEOUT_S = 1800
+
 
 def check_fanout(app: Any) -> None:
     """Make sure that the broker can carry a broadcast.

@@ -14,9 +14,6 @@ from lych_checkpoint.lease import roster
 from lych_checkpoint.soul import Soul
 
 OK, WARNING, FAULT = "ok", "warning", "fault"
-#: After so long RabbitMQ closes the channel of a consumer that has not acknowledged, and Celery 5.7's worker ends
-#: with it. RabbitMQ's default since 3.8.17.
-_CONSUMER_TIMEOUT_S = 1800
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,5 +135,5 @@ def _broker(federation: Federation, app: Any) -> Iterator[Finding]:
         longest_s = settings.ack_timeout_s + settings.drain_timeout_s + settings.lease_s
         what = (f"RabbitMQ's consumer_timeout (30 minutes unless set) must exceed the longest freeze: "
                 f"{longest_s:g} s until it drained, by your settings, and what `freeze --for` is told")
-        yield Finding(check="broker", state=OK if longest_s < _CONSUMER_TIMEOUT_S else WARNING, what=what,
+        yield Finding(check="broker", state=OK if longest_s < broadcast.CONSUMER_TIMEOUT_S else WARNING, what=what,
                       mend="raise consumer_timeout in rabbitmq.conf, or lower LYCH_DRAIN_TIMEOUT_S")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
-from lych_checkpoint import freeze, journal
+from lych_checkpoint import broadcast, freeze, journal
 from lych_checkpoint.errors import FreezeError, Refused, RestoreOpen
 from lych_checkpoint.federation import Federation
 from lych_checkpoint.lease import gone, lease, lock, requests, roster
 from lych_checkpoint.lease.lease import LeaseFacts
+
+logger = logging.getLogger(__name__)
 
 
 def status(federation: Federation) -> dict[str, Any]:
@@ -46,6 +49,10 @@ def hold(federation: Federation, for_s: float, reason: str, app: Any = None) -> 
         FreezeError: a worker did not ack or drain in time; everything is thawed again.
         LockHeld: a create or restore runs.
     """
+    if app is not None and for_s >= broadcast.CONSUMER_TIMEOUT_S and broadcast.takes_back(app):
+        logger.warning("RabbitMQ ends workers that hold a message for longer than its consumer_timeout, 30 minutes "
+                       "unless set, and this freeze is to last %g s: make sure that it is longer", for_s,
+                       extra={"event": "freeze.long"})
     store = federation.store()
     ring = federation.ring(app)
     gone.sweep(store, federation.settings.gone_after_s)

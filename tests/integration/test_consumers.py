@@ -12,6 +12,7 @@ from celery import Celery
 
 from lych_checkpoint.doctor import OK, WARNING, doctor
 from lych_checkpoint.federation import Federation
+from lych_checkpoint.status import hold, thaw
 from ops.servers.rabbitmq import RabbitNode
 from tests.fixtures.rabbitmq import need_rabbitmq
 from tests.fixtures.stamps import Yard
@@ -90,3 +91,17 @@ def test_doctor_names_what_rabbitmq_must_bear(
         found = [one for one in doctor(opened(LYCH_DRAIN_TIMEOUT_S=drain_s), app) if one.check == "broker"]
     assert [one.state for one in found] == states
     assert all("consumer_timeout" in one.what for one in found[1:])
+
+
+@pytest.mark.parametrize(("url", "for_s", "warned"), [
+    ("amqp://localhost:1//", 1800, True), ("amqp://localhost:1//", 1700, False),
+    ("redis://localhost:1/0", 1800, False),
+])
+def test_freeze_longer_than_rabbitmqs_consumer_timeout_is_warned_of(
+    url: str, for_s: float, warned: bool, opened: Callable[..., Federation], caplog: pytest.LogCaptureFixture
+) -> None:
+    federation = opened()
+    with Celery(broker=url, set_as_current=False) as app:
+        assert hold(federation, for_s, "a test", app)["state"] == "frozen"
+    thaw(federation)
+    assert ("consumer_timeout" in caplog.text) is warned
