@@ -114,10 +114,11 @@ def _bring(turn: _Turn, pin: RepoPin) -> None:
     member = next(one for one in members if one.path == pin.path)
     repository = Repository.at(member.directory)
     unlock(repository, alone=turn.alone)
+    leaving = next((one.captured for one in turn.goes.repos if one.path == pin.path), "")
     bring_to(
         repository, configurations.read(repository), Goal(pin.commit, pin.captured, pin.branch),
-        area.aside(turn.leaving, pin.path, repository),
-        alternates=(turn.shadow / f"{safe_name(pin.path)}.git" / "objects",) if pin.captured else (),
+        area.aside(turn.leaving, pin.path, repository), leaving=leaving,
+        alternates=(turn.shadow / f"{safe_name(pin.path)}.git" / "objects",) if pin.captured or leaving else (),
         leave_out=left_out_of(member, members, turn.leave_out), inherit=turn.inherit,
         within=area.workshop(),
     )

@@ -69,7 +69,7 @@ def unlock(repository: Repository, *, alone: bool) -> None:
 
 
 def bring_to(
-    repository: Repository, configuration: Configuration, goal: Goal, aside: Aside | None, *,
+    repository: Repository, configuration: Configuration, goal: Goal, aside: Aside | None, *, leaving: str = "",
     alternates: Sequence[Path] = (), leave_out: Sequence[bytes] = (), inherit: int | None = None,
     within: Path | None = None,
 ) -> None:
@@ -80,6 +80,8 @@ def bring_to(
         configuration: its configuration.
         goal: every object of it is there, or in ``alternates``.
         aside: where to put what is in the way; None for a tree that we just made.
+        leaving: the captured commit that is there now, if it is one: what only it brought is moved aside, even where
+            an ignore rule hides it by now.
         alternates: further object directories.
         leave_out: paths that are not touched.
         inherit: see `command.run`.
@@ -102,6 +104,8 @@ def bring_to(
         if aside is not None:
             for path in others(lens):
                 _move(lens.work_tree, path.rstrip(b"/"), aside.files)
+            for path in _files_of(lens, leaving) - target:
+                _move(lens.work_tree, path, aside.files)
         _forget_bytecode(lens.work_tree, before | target, target)
         if goal.captured:
             capture.restore_modes(lens, goal.captured)
@@ -129,6 +133,14 @@ def _listed(lens: Lens, index: Path) -> set[bytes]:
     """Return an index's paths; none if git cannot read it, for then all that is there counts as in the way."""
     done = lens.git("ls-files", "-z", index=index, accept=(0, 128))
     return {path for path in done.out.split(b"\0")[:-1] if is_below(path) and not lens.left_out(path)}
+
+
+def _files_of(lens: Lens, commit: str) -> set[bytes]:
+    """Return those of a commit's paths at which a file is now; none without a commit."""
+    out = lens.git("ls-tree", "-r", "-z", "--name-only", commit, accept=(0, 128)).out if commit else b""
+    folders = Folders(lens.work_tree)
+    paths = (path for path in out.split(b"\0")[:-1] if is_below(path) and not lens.left_out(path))
+    return {path for path in paths if folders.mode(path) and not stat.S_ISDIR(folders.mode(path))}
 
 
 def _clear_the_way(lens: Lens, before: set[bytes], aside: Aside) -> None:

@@ -1,4 +1,7 @@
-"""Kill -9 in the middle of a switch, again and again: it goes on, or back, and every byte is right."""
+"""Kill -9 in the middle of a switch of 20 repositories, again and again: it ends all old or all new, to the byte.
+
+LYCH_TEST_KILLS says how often, half of them with all gits too: 20 if not said.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ from tests.fixtures.federation import commit, make_repository
 from tests.fixtures.trees import contents
 
 EXTENSIONS = ("extensions/*",)
-NAMES = ("core", *(f"extensions/e{number}" for number in range(4)))
-KILLS = 6
+NAMES = ("core", *(f"extensions/e{number}" for number in range(19)))
+KILLS = max(2, int(os.environ.get("LYCH_TEST_KILLS", "20")) // 2)
 _SWITCH = """
 import sys
 from pathlib import Path
@@ -36,14 +39,14 @@ print("go", flush=True)
 def test_killed_switches_end_on_one_side(tmp_path: Path, whole_group: bool) -> None:
     root, vault = tmp_path / "root", tmp_path / "vault"
     for name in NAMES:
-        make_repository(root / name, {f"d{number % 7}/f{number}": f"{number}\n" * 40 for number in range(150)})
+        make_repository(root / name, {f"d{number % 7}/f{number}": f"{number}\n" * 40 for number in range(40)})
     members = body.discover(root, "core", EXTENSIONS)
     with body.scanning(members) as scan, body.pinned(scan, "c1"):
         body.bundle(scan, "c1", vault / "bundles")
         lock = body.lock_of(scan, "c1", "now")
     sealed = {name: contents(root / name) for name in NAMES}
     for name in NAMES[:-1]:
-        commit(root / name, {f"d{number % 7}/f{number}": f"new {number}\n" * 40 for number in range(170)})
+        commit(root / name, {f"d{number % 7}/f{number}": f"new {number}\n" * 40 for number in range(45)})
         (root / name / "d0/f0").write_text("dirty\n")
         (root / name / "untracked").write_text("u\n")
     subprocess.run(["rm", "-r", root / NAMES[-1]], check=True)
@@ -73,10 +76,14 @@ def test_killed_switches_end_on_one_side(tmp_path: Path, whole_group: bool) -> N
     took_s = time.monotonic() - began_s
     assert not run("back", None)
     chance = random.Random(7)
-    torn = 0
-    for number in range(KILLS):
+    torn = kills = 0
+    forward = False
+    while kills < KILLS:
+        forward = not forward
+        kills += 1
         torn += run("switch", chance.uniform(0.02, 0.9) * took_s)
-        if number % 2:
+        if not forward:
+            kills += 1
             torn += run("back", chance.uniform(0.02, 0.9) * took_s)
             body.switch_back(displaced, root, "t1", alone=whole_group)
         else:
