@@ -16,13 +16,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lych_checkpoint import body, broadcast, freeze, journal, seal, witness
+from lych_checkpoint import body, broadcast, environment, freeze, journal, seal, witness
 from lych_checkpoint.database import connect
 from lych_checkpoint.errors import CheckpointError, LockHeld, Refused, RestoreOpen
 from lych_checkpoint.federation import Federation
 from lych_checkpoint.lease import gone, lock, requests, roster
 from lych_checkpoint.lease.connection import Store
-from lych_checkpoint.manifest import FreezeFacts, Manifest, SoulFacts
+from lych_checkpoint.manifest import Environment, FreezeFacts, Manifest, SoulFacts
 from lych_checkpoint.soul import Capture, Soul
 from lych_checkpoint.vault import write_atomic
 
@@ -90,7 +90,7 @@ def _create(federation: Federation, store: Store, held: lock.Lock, request: Requ
 def _attempt(federation: Federation, store: Store, held: lock.Lock, request: Request, app: Any) -> dict[str, Any]:
     settings, vault = federation.settings, federation.vault
     with connect(settings.need("database_url")) as connection:
-        known = witness.read(connection)
+        known, around = witness.read(connection), environment.read(connection)
     if known is None:
         raise Refused("the soul has no witness", "database", "lych-checkpoint init", "no-witness")
     checkpoint_id = vault.new_id(datetime.now(UTC))
@@ -112,8 +112,10 @@ def _attempt(federation: Federation, store: Store, held: lock.Lock, request: Req
             frozen.check_one_body()
             _window(scan, capture, frozen)
             facts = thaw()
+        around, doubts = environment.during(settings.need("database_url"), around)
         soul_facts = capture.finish()
-        manifest = _write(federation, store, checkpoint_id, partial, scan, soul_facts, facts, request, warnings)
+        manifest = _write(federation, store, checkpoint_id, partial, scan, soul_facts, facts, request,
+                          [*warnings, *doubts], around)
         held.check()
         seal.seal(partial, manifest, settings.key_path)
         vault.publish(checkpoint_id)
@@ -132,12 +134,12 @@ def _window(scan: body.Scan, capture: Capture, frozen: freeze.Freeze) -> None:
 
 def _write(
     federation: Federation, store: Store, checkpoint_id: str, partial: Path, scan: body.Scan, soul_facts: SoulFacts,
-    facts: FreezeFacts, request: Request, warnings: list[str],
+    facts: FreezeFacts, request: Request, warnings: list[str], around: Environment,
 ) -> Manifest:
     """Write `lychd.lock` and the bundles, and say everything that the seal will cover."""
     moment = datetime.fromtimestamp(facts.frozen_at, UTC)
     created_at = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    body_lock = body.lock_of(scan, checkpoint_id, created_at)
+    body_lock = body.lock_of(scan, checkpoint_id, created_at, around)
     write_atomic(partial / "lychd.lock", body_lock.dumps().encode())
     body.bundle(scan, checkpoint_id, partial / "body")
     return Manifest(
@@ -145,7 +147,7 @@ def _write(
         signature=body_lock.signature, repos=body_lock.commits, soul=soul_facts, freeze=facts, files={},
         previous=federation.vault.last_seal(), label=request.label, reason=request.reason, tags=request.tags,
         coalesced=max(0, requests.waiting_until(store, round(facts.frozen_at * 1000)) - 1),
-        worktree_check=scan.worktree_check, warnings=tuple(warnings),
+        worktree_check=scan.worktree_check, unheld=scan.unheld, warnings=tuple(warnings),
     )
 
 

@@ -68,8 +68,9 @@ class Federation:
 
     def scanning(self) -> AbstractContextManager[body.Scan]:
         """Scan the body by the settings; what it watches is given up when the block ends."""
-        return body.scanning(self.members(), dirty=self.settings.dirty, leave_out=self.leave_out(),
-                             shadow=self.shadow)
+        policy = body.Policy(dirty=self.settings.dirty, shadow=self.shadow,
+                             limit_bytes=self.settings.dirty_limit_bytes)
+        return body.scanning(self.members(), policy, leave_out=self.leave_out())
 
     @property
     def shadow(self) -> Path:

@@ -16,6 +16,9 @@ import tomli_w
 from lych_checkpoint.errors import Damage
 from lych_checkpoint.records import RELEASE, VERSION, canonical, check_version, digest, load_record, read_record
 
+#: Facts of the manifest that its first version had not: absent means empty, so that older manifests stay whole.
+_ADDED = ("unheld",)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepoPin:
@@ -56,12 +59,40 @@ def witnessed(pins: Iterable[RepoPin]) -> dict[str, dict[str, str]]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """What the body ran with. Informs, and is not signed: the lockfiles in the pins are.
+
+    ``postgresql`` is the major version; ``migrations`` has the newest ones applied, by tool and place.
+    """
+
+    python: str = ""
+    postgresql: str = ""
+    extensions: dict[str, str] = field(default_factory=dict)
+    migrations: dict[str, list[str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> Self:
+        """Read back what the lock holds.
+
+        Raises:
+            TypeError: a field is unknown or misshapen.
+        """
+        known = cls(**record)
+        heads = [head for some in known.migrations.values() for head in some]
+        texts = [known.python, known.postgresql, *known.extensions.values(), *heads]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("environment holds something other than text")
+        return known
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BodyLock:
     """``lychd.lock``: the commit of every repository and one signature over them."""
 
     checkpoint: str
     created_at: str
     repos: tuple[RepoPin, ...]
+    environment: Environment = field(default_factory=Environment)
     release: str = RELEASE
 
     @property
@@ -78,9 +109,11 @@ class BodyLock:
         """Return the TOML text; one repository a table, sorted by path, empty facts left out."""
         ordered = sorted(self.repos, key=lambda pin: pin.path.encode())
         tables = [{name: value for name, value in asdict(pin).items() if value} for pin in ordered]
+        around = {name: value for name, value in asdict(self.environment).items() if value}
         return tomli_w.dumps({
             "version": VERSION, "release": self.release, "checkpoint": self.checkpoint,
-            "created_at": self.created_at, "signature": self.signature, "repo": tables,
+            "created_at": self.created_at, "signature": self.signature,
+            **({"environment": around} if around else {}), "repo": tables,
         })
 
     @classmethod
@@ -99,7 +132,7 @@ class BodyLock:
         try:
             pins = tuple(RepoPin(**entry) for entry in record.pop("repo"))
             signed = record.pop("signature")
-            lock = cls(repos=pins, **record)
+            lock = cls(repos=pins, environment=Environment.of(record.pop("environment", {})), **record)
             same = lock.signature == signed
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise Damage(f"fields are missing, unknown or misshapen: {error}", where, "", "malformed") from error
@@ -189,11 +222,12 @@ class FileFact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """``manifest.json``: all facts of a checkpoint.
+    """``manifest.json``: all facts of a checkpoint. A fact in `_ADDED` that is empty is left out.
 
     ``previous`` is the digest of the previous checkpoint's seal, empty for the first. ``files`` lists every other
     file of the checkpoint's directory but the manifest and the seal, by posix path. ``safety`` marks what a restore
-    displaced. ``release`` wrote it: a later one must re-encode the same bytes.
+    displaced. ``unheld`` names, by repository, the ignored files and empty directories that a captured tree lacks.
+    ``release`` wrote it: a later one must re-encode the same bytes.
     """
 
     id: str
@@ -212,12 +246,15 @@ class Manifest:
     safety: bool = False
     coalesced: int = 0
     worktree_check: str = "rescan"
+    unheld: dict[str, tuple[str, ...]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     release: str = RELEASE
 
     def dumps(self) -> bytes:
         """Return the canonical JSON bytes."""
-        return canonical({"version": VERSION, **asdict(self)})
+        plain = asdict(self)
+        return canonical({"version": VERSION, **{name: fact for name, fact in plain.items()
+                                                 if fact or name not in _ADDED}})
 
     @classmethod
     def loads(cls, data: bytes, where: str = "manifest.json") -> Self:
@@ -229,11 +266,13 @@ class Manifest:
         plain = load_record(data, where)
         del plain["version"]
         try:
+            plain = {**{name: {} for name in _ADDED}, **plain}
             read_record(cls, plain, where)
             plain["soul"] = SoulFacts.of(plain["soul"])
             plain["freeze"] = FreezeFacts.of(plain["freeze"])
             plain["files"] = {name: FileFact(**fact) for name, fact in plain["files"].items()}
             plain["warnings"] = tuple(plain["warnings"])
+            plain["unheld"] = {path: tuple(names) for path, names in plain["unheld"].items()}
             manifest = cls(**plain)
             same = manifest.dumps() == data
         except (TypeError, AttributeError, ValueError) as error:

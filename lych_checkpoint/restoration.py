@@ -166,7 +166,7 @@ class Restoration:
                 self._manifest, id=entry.ticket, created_at=displaced.created_at, signature=displaced.signature,
                 freeze=FreezeFacts.of(entry.freeze), warnings=(), tags={},
                 repos=displaced.commits, soul=soul, safety=True, label="", reason=f"displaced by {self._manifest.id}",
-                previous=federation.vault.last_seal(), files={}, coalesced=0,
+                previous=federation.vault.last_seal(), files={}, coalesced=0, unheld={},
             ), federation.settings.key_path)
             federation.vault.publish(entry.ticket)
 

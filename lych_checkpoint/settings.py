@@ -55,6 +55,8 @@ class Settings(BaseSettings):
     """argv that runs as PGDATA's owner where this process does not."""
     dirty: Literal["refuse", "capture"] = "refuse"
     """What `create` does with a dirty repository."""
+    dirty_limit_bytes: int = Field(default=256 << 20, gt=0)
+    """With `capture`: what changed and untracked files of one repository may hold together."""
     writers: Literal["refuse", "fence", "note"] = "refuse"
     """What `create` does about writers outside Celery."""
     ack_timeout_s: float = Field(default=5.0, gt=0, le=600)

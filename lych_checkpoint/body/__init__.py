@@ -2,6 +2,8 @@
 
 from lych_checkpoint.body.area import PLACE
 from lych_checkpoint.body.checking import Standing, fingerprint, lockfiles, pins, relation, survey, verify
+from lych_checkpoint.body.comparing import Comparison, compare, present
+from lych_checkpoint.body.dirt import Policy
 from lych_checkpoint.body.displacing import bundle_lock, displace, undisplace
 from lych_checkpoint.body.members import Member, discover, find
 from lych_checkpoint.body.pinning import bundle, lock_of, pin, pinned, unpin
@@ -11,7 +13,8 @@ from lych_checkpoint.body.switching import switch, switch_back
 from lych_checkpoint.repository.objects import Verdict
 
 __all__ = [
-    "PLACE", "Member", "Scan", "Standing", "Verdict", "bundle", "bundle_lock", "discover", "displace", "find",
-    "fingerprint", "lock_of", "lockfiles", "pin", "pinned", "pins", "recheck", "relation", "scan", "scanning",
-    "stage", "survey", "switch", "switch_back", "undisplace", "unpin", "unstage", "verify",
+    "PLACE", "Comparison", "Member", "Policy", "Scan", "Standing", "Verdict", "bundle", "bundle_lock", "compare",
+    "discover", "displace", "find", "fingerprint", "lock_of", "lockfiles", "pin", "pinned", "pins", "present",
+    "recheck", "relation", "scan", "scanning", "stage", "survey", "switch", "switch_back", "undisplace", "unpin",
+    "unstage", "verify",
 ]

@@ -10,7 +10,7 @@ from lych_checkpoint.body.area import safe_name
 from lych_checkpoint.body.members import Member, each, find, listed_in
 from lych_checkpoint.body.scans import left_out_of
 from lych_checkpoint.errors import Refused
-from lych_checkpoint.manifest import BodyLock, RepoPin, body_signature
+from lych_checkpoint.manifest import BodyLock, RepoPin, body_signature, witnessed
 from lych_checkpoint.repository import configuration as configurations
 from lych_checkpoint.repository import worktree
 from lych_checkpoint.repository.lens import opened
@@ -126,8 +126,8 @@ def pins(members: Sequence[Member]) -> tuple[str, dict[str, dict[str, str]]]:
         Refused: a repository cannot be read.
     """
     with reading() as reader:
-        found = each(lambda member: _pin(reader, member), members)
-    return body_signature(tuple(found)), {pin.path: {"commit": pin.commit, "tree": pin.tree} for pin in found}
+        found = each(lambda member: pin_of(reader, member), members)
+    return body_signature(tuple(found)), witnessed(found)
 
 
 def lockfiles(members: Sequence[Member]) -> dict[str, dict[str, str]]:
@@ -137,12 +137,18 @@ def lockfiles(members: Sequence[Member]) -> dict[str, dict[str, str]]:
         Refused: a repository cannot be read.
     """
     with reading() as reader:
-        found = each(lambda member: _pin(reader, member), members)
+        found = each(lambda member: pin_of(reader, member), members)
     return {pin.path: pin.lockfiles for pin in found if pin.lockfiles}
 
 
-def _pin(reader: Reader, member: Member) -> RepoPin:
+def pin_of(reader: Reader, member: Member) -> RepoPin:
+    """Return one repository as checked out, dirty or not.
+
+    Raises:
+        Refused: it cannot be read.
+    """
     repository = Repository.at(member.directory)
     commit = repository.head().commit
+    tree, lockfiles = reader.lockfiles(repository, commit)
     return RepoPin(path=member.path, role=member.role, object_format="sha256" if len(commit) == 64 else "sha1",
-                   commit=commit, tree=reader.tree(repository, commit))
+                   commit=commit, tree=tree, lockfiles=lockfiles)

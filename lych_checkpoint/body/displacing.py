@@ -69,14 +69,15 @@ def _displace(reader: Reader, member: Member, leave_out: tuple[bytes, ...], shad
         return RepoPin(path=member.path, role=member.role, object_format="sha1", commit=UNREADABLE, tree=UNREADABLE)
     repository, head, ref = sound.repository, sound.head, f"{refs.SAFETY}/{ticket}"
     captured = captured_tree = ""
+    store = shadow / f"{safe_name(member.path)}.git"
     if _needs_capture(sound, leave_out):
-        store = shadow / f"{safe_name(member.path)}.git"
         captured, captured_tree = capture(repository, sound.configuration, head.commit, store, ref, leave_out)
     refs.keep(repository, ref, head.commit)
+    _, lockfiles = reader.lockfiles(repository, captured or head.commit, (store / "objects",) if captured else ())
     return RepoPin(
         path=member.path, role=member.role, object_format=sound.configuration.object_format, commit=head.commit,
         tree=sound.tree, branch=head.branch, remote=sound.configuration.remote, captured=captured,
-        captured_tree=captured_tree,
+        captured_tree=captured_tree, lockfiles=lockfiles,
     )
 
 

@@ -10,10 +10,12 @@ from lych_checkpoint.body.area import safe_name
 from lych_checkpoint.body.members import Member, each
 from lych_checkpoint.body.scans import Scan, Seen
 from lych_checkpoint.errors import CheckpointError
-from lych_checkpoint.manifest import BodyLock
+from lych_checkpoint.manifest import BodyLock, Environment
 from lych_checkpoint.repository import bundles, refs
 from lych_checkpoint.repository.command import run
 from lych_checkpoint.repository.place import Repository
+
+_UNKNOWN = Environment()
 
 
 def pin(scan: Scan, checkpoint_id: str) -> None:
@@ -70,6 +72,8 @@ def bundle(scan: Scan, checkpoint_id: str, into: Path) -> None:
     each(one, scan.seen)
 
 
-def lock_of(scan: Scan, checkpoint_id: str, created_at: str) -> BodyLock:
+def lock_of(
+    scan: Scan, checkpoint_id: str, created_at: str, environment: Environment = _UNKNOWN,
+) -> BodyLock:
     """Return the lock of the scanned body."""
-    return BodyLock(checkpoint=checkpoint_id, created_at=created_at, repos=scan.pins)
+    return BodyLock(checkpoint=checkpoint_id, created_at=created_at, repos=scan.pins, environment=environment)

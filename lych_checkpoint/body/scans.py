@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from lych_checkpoint.body import dirt
 from lych_checkpoint.body.area import PLACE, safe_name
+from lych_checkpoint.body.dirt import Policy
 from lych_checkpoint.body.members import Member, each
 from lych_checkpoint.body.watch import Watch
 from lych_checkpoint.errors import Refused
@@ -26,13 +28,14 @@ from lych_checkpoint.repository.place import BUSY, Repository, Stamp
 
 #: Name that keeps a captured tree in its shadow between scan and pin.
 _SCANNED = "refs/lych/scanned"
-_NAMED = 5
-_COMMIT = "commit, stash or ignore them, or set LYCH_DIRTY=capture"
+#: What git cannot hold is named up to here; a tree of caches may have millions.
+_MOST_UNHELD = 1000
+_REFUSE = Policy()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """One repository as the scan found it."""
+    """One repository as the scan found it. ``unheld`` is what a captured tree lacks, named for people."""
 
     member: Member
     repository: Repository
@@ -41,6 +44,7 @@ class Seen:
     stamp: Stamp
     leave_out: tuple[bytes, ...]
     shadow: Path | None
+    unheld: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +53,7 @@ class Scan:
 
     seen: tuple[Seen, ...]
     watch: Watch | None
+    policy: Policy
 
     @property
     def pins(self) -> tuple[RepoPin, ...]:
@@ -61,46 +66,50 @@ class Scan:
         return body_signature(self.pins)
 
     @property
+    def unheld(self) -> dict[str, tuple[str, ...]]:
+        """Under the policy ``capture``: by path, the ignored files and empty directories that no commit holds."""
+        return {one.member.path: one.unheld for one in self.seen if one.unheld}
+
+    @property
     def worktree_check(self) -> str:
         """How `recheck` knows of edits: ``inotify`` or ``rescan``."""
         return "inotify" if self.watch is not None and self.watch.complete else "rescan"
 
 
 def scan(
-    members: Sequence[Member], *, dirty: str = "refuse", leave_out: Sequence[Path] = (), shadow: Path | None = None,
+    members: Sequence[Member], policy: Policy = _REFUSE, *, leave_out: Sequence[Path] = (),
     watch: Watch | None = None,
 ) -> Scan:
     """Look at every file of every repository.
 
     Args:
         members: from `discover`.
-        dirty: ``refuse``, or ``capture`` into ``shadow``.
+        policy: what to do with a dirty one.
         leave_out: absolute paths that are ours although they lie inside a repository.
-        shadow: directory of the stores of captured trees; needed to capture.
         watch: armed before each repository is looked at.
 
     Raises:
         Refused: a repository is dirty or busy (``dirty``, up to five paths named), holds a repository that is no
             member (``nested``, ``submodule``), is told to look away (``hidden``), cannot be captured (see
-            `configuration.read`), or is broken. Nothing was written but objects in ``shadow``.
+            `configuration.read` and `dirt.admit`), or is broken. Nothing was written but objects in the shadow.
     """
     with reading() as reader:
         seen = each(
-            lambda item: _look(reader, item[1], left_out_of(item[1], members, leave_out), dirty=dirty, shadow=shadow,
-                               watch=watch, number=item[0]),
+            lambda item: _look(reader, item[1], left_out_of(item[1], members, leave_out), policy, watch=watch,
+                               number=item[0]),
             enumerate(members),
         )
-    return Scan(seen=tuple(seen), watch=watch)
+    return Scan(seen=tuple(seen), watch=watch, policy=policy)
 
 
 @contextmanager
 def scanning(
-    members: Sequence[Member], *, dirty: str = "refuse", leave_out: Sequence[Path] = (), shadow: Path | None = None,
+    members: Sequence[Member], policy: Policy = _REFUSE, *, leave_out: Sequence[Path] = (),
 ) -> Iterator[Scan]:
     """Like `scan`, and watch every directory from before it until the end of the `with`."""
     watch = Watch.open()
     try:
-        yield scan(members, dirty=dirty, leave_out=leave_out, shadow=shadow, watch=watch)
+        yield scan(members, policy, leave_out=leave_out, watch=watch)
     finally:
         if watch is not None:
             watch.close()
@@ -124,13 +133,12 @@ def recheck(scan: Scan) -> None:
             again.append(one)
     if again:
         with reading() as reader:
-            each(lambda one: _compare(reader, one), again)
+            each(lambda one: _compare(reader, one, scan.policy), again)
 
 
-def _compare(reader: Reader, one: Seen) -> None:
+def _compare(reader: Reader, one: Seen, policy: Policy) -> None:
     try:
-        found = _look(reader, one.member, one.leave_out, dirty="capture" if one.shadow else "refuse",
-                      shadow=one.shadow.parent if one.shadow else None)
+        found = _look(reader, one.member, one.leave_out, policy, again=True)
     except Refused as error:
         raise Refused(f"{error.what}, since it was scanned", one.member.path, "", "body-moved") from error
     if found.pin != one.pin:
@@ -138,8 +146,8 @@ def _compare(reader: Reader, one: Seen) -> None:
 
 
 def _look(
-    reader: Reader, member: Member, leave_out: tuple[bytes, ...], *, dirty: str, shadow: Path | None,
-    watch: Watch | None = None, number: int = 0,
+    reader: Reader, member: Member, leave_out: tuple[bytes, ...], policy: Policy, *, watch: Watch | None = None,
+    number: int = 0, again: bool = False,
 ) -> Seen:
     repository = Repository.at(member.directory)
     stamp = repository.stamp()
@@ -147,11 +155,10 @@ def _look(
         raise Refused(BUSY[stamp.busy[0]], member.path, "end it first", "dirty")
     head = repository.head()
     configuration = configurations.read(repository)
-    store = shadow / f"{safe_name(member.path)}.git" if shadow is not None else None
-    captured = captured_tree = ""
+    unheld: tuple[str, ...] = ()
     with opened(repository, configuration, head.commit, fresh=False, leave_out=leave_out) as lens:
         tracked = worktree.tracked(lens)
-        _refuse_strange(member, tracked, leave_out, dirty)
+        _refuse_strange(member, tracked, leave_out, policy)
         if watch is not None:
             watch.arm(number, member.directory, tracked.files, lens)
         changes = worktree.changes(lens)
@@ -160,25 +167,39 @@ def _look(
             raise Refused(f"holds a repository that is no member: {worktree.shown(nested[0].path)}", member.path,
                           "list it in LYCH_EXTENSIONS, or ignore it in .gitignore", "nested")
         filtered = worktree.filtered(lens) if _may_filter(tracked, repository) else []
+        if policy.captures and not again:
+            unheld = _named(worktree.unheld(lens))
+    store, captured, captured_tree = None, "", ""
+    if policy.captures and policy.shadow is not None:
+        store = policy.shadow / f"{safe_name(member.path)}.git"
     if changes or filtered or tracked.hidden:
-        if dirty != "capture" or store is None:
-            raise _dirty(member, changes, filtered)
+        if store is None:
+            raise dirt.refuse(member, changes, filtered)
+        dirt.admit(member, changes, [*filtered, *tracked.hidden], policy.limit_bytes)
         captured, captured_tree = capture(repository, configuration, head.commit, store, _SCANNED, leave_out)
+    tree, lockfiles = reader.lockfiles(repository, head.commit)
+    if captured and store is not None:
+        _, lockfiles = reader.lockfiles(repository, captured, (store / "objects",))
     pin = RepoPin(
         path=member.path, role=member.role, object_format=configuration.object_format, commit=head.commit,
-        tree=reader.tree(repository, head.commit), branch=head.branch, remote=configuration.remote,
-        captured=captured, captured_tree=captured_tree,
+        tree=tree, branch=head.branch, remote=configuration.remote, captured=captured, captured_tree=captured_tree,
+        lockfiles=lockfiles,
     )
     return Seen(member=member, repository=repository, configuration=configuration, pin=pin, stamp=stamp,
-                leave_out=leave_out, shadow=store)
+                leave_out=leave_out, shadow=store, unheld=unheld)
 
 
-def _refuse_strange(member: Member, tracked: worktree.Tracked, leave_out: tuple[bytes, ...], dirty: str) -> None:
+def _named(paths: Sequence[bytes]) -> tuple[str, ...]:
+    rest = (f"and {len(paths) - _MOST_UNHELD} more",) if len(paths) > _MOST_UNHELD else ()
+    return tuple(worktree.shown(path) for path in paths[:_MOST_UNHELD]) + rest
+
+
+def _refuse_strange(member: Member, tracked: worktree.Tracked, leave_out: tuple[bytes, ...], policy: Policy) -> None:
     strangers = [path for path in tracked.links if path not in leave_out]
     if strangers:
         raise Refused(f"holds a submodule that is no member: {worktree.shown(strangers[0])}", member.path,
                       "list it in LYCH_EXTENSIONS", "submodule")
-    if tracked.hidden and dirty != "capture":
+    if tracked.hidden and not policy.captures:
         raise Refused(f"git is told to look away from {worktree.shown(tracked.hidden[0])}", member.path,
                       "git update-index --no-assume-unchanged --no-skip-worktree FILE", "hidden")
 
@@ -186,15 +207,6 @@ def _refuse_strange(member: Member, tracked: worktree.Tracked, leave_out: tuple[
 def _may_filter(tracked: worktree.Tracked, repository: Repository) -> bool:
     return (repository.common / "info" / "attributes").exists() or any(
         path == b".gitattributes" or path.endswith(b"/.gitattributes") for path in tracked.files)
-
-
-def _dirty(member: Member, changes: Sequence[worktree.Change], filtered: Sequence[bytes]) -> Refused:
-    if not changes:
-        return Refused(f"a filter program makes the bytes of {worktree.shown(filtered[0])}: git does not hold them",
-                       member.path, "set LYCH_DIRTY=capture", "dirty")
-    named = ", ".join(str(change) for change in changes[:_NAMED])
-    rest = f" and {len(changes) - _NAMED} more" if len(changes) > _NAMED else ""
-    return Refused(f"is dirty: {named}{rest}", member.path, _COMMIT, "dirty")
 
 
 def left_out_of(member: Member, members: Sequence[Member], paths: Sequence[Path]) -> tuple[bytes, ...]:

@@ -91,6 +91,24 @@ def others(lens: Lens, *, directories: bool = False) -> list[bytes]:
     return [path for path in found if not lens.left_out(path)]
 
 
+def unheld(lens: Lens) -> list[bytes]:
+    """Return what no commit of this working tree can hold: ignored paths and empty directories.
+
+    A directory ends with ``/``; of one that is wholly ignored only itself is named.
+    """
+    ignored = lens.git("ls-files", "-z", "-o", "-i", "--exclude-standard", "--directory").out.split(b"\0")[:-1]
+    found = {path for path in ignored if not lens.left_out(path)}
+    root = os.fsencode(lens.work_tree)
+    for top in others(lens, directories=True):
+        if top.endswith(b"/"):
+            for folder, folders, files in os.walk(os.path.join(root, top)):
+                path = os.path.relpath(folder, root) + b"/"
+                folders[:] = [name for name in folders if name != b".git" and path + name + b"/" not in found]
+                if not folders and not files and not lens.left_out(path):
+                    found.add(path)
+    return sorted(found)
+
+
 def is_below(path: bytes) -> bool:
     """Whether a path from an index stays in the working tree and out of ``.git``.
 

@@ -23,7 +23,7 @@ TIERS = (
     {"federation"},                                                                  # what all verbs start from
     {"soul"},                                                                        # parts …
     {"window", "rebuild"},
-    {"freeze", "worker", "body", "seal", "journal", "witness", "broadcast"},
+    {"freeze", "worker", "body", "seal", "journal", "witness", "broadcast", "environment"},
     {"drivers"},
     {"lease", "database", "repository", "vault"},                                    # tools: one outside world each
     {"process"},

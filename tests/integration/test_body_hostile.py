@@ -12,6 +12,8 @@ import pytest
 
 from lych_checkpoint import body
 from lych_checkpoint.manifest import BodyLock
+from lych_checkpoint.records import digest
+from lych_checkpoint.repository import objects
 from tests.fixtures.federation import commit, git, make_repository
 from tests.fixtures.lacking import need_root
 from tests.fixtures.trees import contents
@@ -104,7 +106,7 @@ def test_nothing_runs(root: Path, trap: Trap, tmp_path: Path, monkeypatch: pytes
     bundles, shadow = tmp_path / "bundles", tmp_path / "shadow"
     members = body.discover(root, "core", EXTENSIONS)
     make_racy(root)
-    with body.scanning(members, dirty="capture", shadow=shadow) as scan, body.pinned(scan, "c1"):
+    with body.scanning(members, body.Policy(dirty="capture", shadow=shadow)) as scan, body.pinned(scan, "c1"):
         assert trap.sprung() == ""
         make_racy(root)
         body.recheck(scan)
@@ -139,6 +141,19 @@ def test_nothing_runs(root: Path, trap: Trap, tmp_path: Path, monkeypatch: pytes
     assert trap.sprung() == ""
 
 
+def test_nothing_runs_while_two_bodies_are_compared(root: Path, trap: Trap) -> None:
+    old = body.present(root, "core", EXTENSIONS)
+    for path in PATHS:
+        git(root / path, "config", "log.showSignature", "true")
+        later = git(root / path, "commit-tree", "-p", "HEAD", "-m", "Later", "HEAD^{tree}")
+        (root / path / ".git/refs/heads/main").write_text(later + "\n")
+    trap.sprung()
+    compared = body.compare(old, body.present(root, "core", EXTENSIONS), root)
+    assert [(one.relation, one.comes.count, one.comes.named[0][1]) for one in compared.values() if one.comes] == [
+        ("aligned", 1, "Later")] * 2
+    assert trap.sprung() == ""
+
+
 def test_another_owners_repository_is_read(root: Path, trap: Trap) -> None:
     need_root()
     for folder, names, files in os.walk(root / "core"):
@@ -151,7 +166,8 @@ def test_another_owners_repository_is_read(root: Path, trap: Trap) -> None:
 
 
 def test_a_remote_that_runs_a_program_is_not_recorded(root: Path, tmp_path: Path) -> None:
-    scan = body.scan(body.discover(root, "core", EXTENSIONS), dirty="capture", shadow=tmp_path / "shadow")
+    scan = body.scan(body.discover(root, "core", EXTENSIONS),
+                     body.Policy(dirty="capture", shadow=tmp_path / "shadow"))
     assert scan.pins[0].remote == ""
 
 
@@ -211,3 +227,31 @@ def checkpoint(root: Path, vault: Path) -> BodyLock:
     with body.scanning(body.discover(root, "core", EXTENSIONS)) as scan:
         body.bundle(scan, "c1", vault / "bundles")
         return body.lock_of(scan, "c1", "now")
+
+
+@pytest.mark.parametrize("object_format", ["sha1", "sha256"])
+def test_lockfiles_are_digested_as_committed_and_only_plain_ones(
+    tmp_path: Path, object_format: str, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    core = tmp_path / "core"
+    core.mkdir()
+    git(core, "init", "-q", "-b", "main", f"--object-format={object_format}")
+    (core / "poetry.lock").symlink_to("/etc/passwd")
+    (core / "pdm.lock").mkdir()
+    (core / "requirements").mkdir()
+    for name in ("notes.md", "tests.txt"):
+        (core / "requirements" / name).write_text(name)
+    (core / "Pipfile.lock").write_text("x" * 1001)
+    (core / os.fsdecode(b"requirements-\xff\n.txt")).write_text("strange")
+    commit(core, {"uv.lock": "one\n", "pdm.lock/inner": "", "requirements/deep/a.txt": ""})
+    (core / "uv.lock").write_text("not committed")
+    monkeypatch.setattr(objects, "_MOST_BYTES", 1000)
+    [pin] = body.present(tmp_path, "core", ())
+    assert pin.lockfiles == {
+        "uv.lock": digest(b"one\n"), "requirements/tests.txt": digest(b"tests.txt"),
+        "requirements-\\xff\n.txt": digest(b"strange"),
+    }
+    blob = git(core, "rev-parse", "HEAD:uv.lock")
+    (core / ".git/objects" / blob[:2] / blob[2:]).unlink()  # must not stop a restore
+    [pin] = body.present(tmp_path, "core", ())
+    assert set(pin.lockfiles) <= {"requirements/tests.txt", "requirements-\\xff\n.txt"}

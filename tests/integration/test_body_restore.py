@@ -27,7 +27,7 @@ class Story:
 
     def checkpoint(self, dirty: str = "refuse") -> BodyLock:
         members = body.discover(self.root, "core", EXTENSIONS)
-        with body.scanning(members, dirty=dirty, shadow=self.shadow) as scan, body.pinned(scan, "c1"):
+        with body.scanning(members, body.Policy(dirty=dirty, shadow=self.shadow)) as scan, body.pinned(scan, "c1"):
             body.recheck(scan)
             body.bundle(scan, "c1", self.bundles)
             return body.lock_of(scan, "c1", "2026-01-01T00:00:00Z")
@@ -94,8 +94,8 @@ def soil(core: Path) -> None:
     (core / "README").write_text("dirty\n")
     (core / "tool").chmod(0o755)
     (core / "case").unlink()
-    (core / "secret").write_text("mode 0600")
-    (core / "secret").chmod(0o600)
+    (core / "private").write_text("mode 0600")
+    (core / "private").chmod(0o600)
     (core / "staged").write_text("staged")
     git(core, "add", "staged")
     (core / "new/deep").mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lych_checkpoint.errors import Damage
-from lych_checkpoint.manifest import BodyLock, Manifest, RepoPin, body_signature
+from lych_checkpoint.manifest import BodyLock, Environment, Manifest, RepoPin, body_signature
 from lych_checkpoint.records import canonical
 from tests.fixtures.sealed import some_lock, some_manifest
 
@@ -22,7 +23,10 @@ PINS = st.builds(
     branch=WORDS | st.just(""), remote=WORDS | st.just(""), captured=HEX | st.just(""),
     lockfiles=st.dictionaries(WORDS, WORDS, max_size=2),
 )
-LOCKS = st.builds(BodyLock, checkpoint=WORDS, created_at=WORDS,
+ENVIRONMENTS = st.builds(Environment, python=WORDS | st.just(""), postgresql=WORDS | st.just(""),
+                         extensions=st.dictionaries(WORDS, WORDS, max_size=2),
+                         migrations=st.dictionaries(WORDS, st.lists(WORDS, max_size=2), max_size=2))
+LOCKS = st.builds(BodyLock, checkpoint=WORDS, created_at=WORDS, environment=ENVIRONMENTS,
                   repos=st.lists(PINS, max_size=4, unique_by=lambda pin: pin.path).map(tuple))
 
 
@@ -30,6 +34,7 @@ LOCKS = st.builds(BodyLock, checkpoint=WORDS, created_at=WORDS,
 def test_a_lock_comes_back_as_it_was(lock: BodyLock) -> None:
     again = BodyLock.loads(lock.dumps())
     assert again.signature.startswith("sha256:")
+    assert again.environment == lock.environment
     assert (again.signature, again.commits, again.dumps()) == (lock.signature, lock.commits, lock.dumps())
 
 
@@ -45,7 +50,8 @@ def test_the_signature_is_of_the_code_and_not_of_where_it_came_from() -> None:
     lock = some_lock("1")
     one, two = lock.repos
     assert body_signature((replace(one, branch="other", remote="elsewhere"), two)) == lock.signature
-    assert replace(lock, checkpoint="2", created_at="later").signature == lock.signature
+    around = Environment(python="3.99", migrations={"alembic public": ["a1"]})
+    assert replace(lock, checkpoint="2", created_at="later", environment=around).signature == lock.signature
     for changed in ({"commit": "e" * 40}, {"tree": "e" * 40}, {"path": "x"}, {"role": "core"}, {"captured": "e" * 40},
                     {"object_format": "sha256"}, {"lockfiles": {"a": "b"}}):
         assert body_signature((replace(one, **changed), two)) != lock.signature
@@ -112,3 +118,16 @@ def test_canonical_json_has_one_form() -> None:
     assert canonical({"b": 1, "a": ["é"]}) == '{"a":["é"],"b":1}'.encode()
     with pytest.raises(ValueError, match="JSON"):
         canonical(float("nan"))
+
+
+def test_a_manifest_from_before_a_fact_was_added_is_whole() -> None:
+    manifest = some_manifest("1", some_lock("1"), unheld={})
+    assert b"unheld" not in manifest.dumps()
+    assert Manifest.loads(manifest.dumps()) == manifest
+    with pytest.raises(Damage, match="canonical"):
+        Manifest.loads(canonical({**json.loads(manifest.dumps()), "unheld": {}}))
+
+
+def test_a_lock_from_before_the_environment_was_read_is_whole() -> None:
+    assert "environment" not in some_lock("1").dumps()
+    assert BodyLock.loads(some_lock("1").dumps()).environment == Environment()
