@@ -13,7 +13,8 @@ import click
 #: verb → the room that has it.
 _VERBS = {
     "create": "making", "freeze": "making", "thaw": "making", "status": "making",
-    "list": "looking", "show": "looking", "verify": "looking", "gate": "looking", "doctor": "looking",
+    "list": "looking", "show": "looking", "diff": "looking", "verify": "looking", "gate": "looking",
+    "doctor": "looking",
     "init": "changing", "restore": "changing", "recover": "changing", "rehearse": "changing",
 }
 _JSON = "lych.json"

@@ -95,9 +95,15 @@ def failed(error: CheckpointError, *, as_json: bool) -> int:
 
 def table(rows: Sequence[Sequence[object]], head: Sequence[str]) -> list[str]:
     """Return lines with aligned columns."""
-    texts = [list(head), *[[str(cell) for cell in row] for row in rows]]
+    texts = [list(head), *[[harmless(str(cell)) for cell in row] for row in rows]]
     widths = [max(len(row[column]) for row in texts) for column in range(len(head))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in texts]
+
+
+def harmless(text: str) -> str:
+    """Return one line that moves no cursor and hides nothing, whoever wrote ``text``."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode()
+                   for char in text)
 
 
 def log_to_stderr(*, debug: bool) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
 from lych_checkpoint.cli import answer
-from lych_checkpoint.cli.words import agree
+from lych_checkpoint.cli.words import agree, plan_lines
 
 
 @click.command("init")
@@ -37,9 +37,9 @@ def restore_command(*, name: str | None, undo: bool, dry_run: bool, yes: bool) -
     federation = answer.federation()
     plan = restore.plan(federation, name or restore.newest_safety(federation))
     if dry_run:
-        answer.say(plan, _plan_lines(plan))
+        answer.say(plan, plan_lines(plan))
         return
-    for line in [] if yes else _plan_lines(plan):
+    for line in [] if yes else plan_lines(plan):
         click.echo(line, err=True)
     agree(f"Restore {plan['checkpoint']}?", yes=yes)
     document = restore.restore(federation, plan["checkpoint"])
@@ -87,13 +87,3 @@ def _leave_the_body(*argv: str | None) -> None:
 
 def _become(argv: list[str], environment: dict[str, str]) -> NoReturn:
     os.execve(argv[0], argv, environment)  # noqa: S606 - no shell is meant
-
-
-def _plan_lines(plan: dict[str, Any]) -> list[str]:
-    generation = plan["generation"]
-    rows = [(path, (one["from"] or "-")[:12], (one["to"] or "-")[:12]) for path, one in plan["repos"].items()]
-    return [
-        f"{plan['checkpoint']} of {plan['created_at']}, {plan['driver']}",
-        f"generation {generation['from']} becomes {generation['to']}",
-        *answer.table(rows, ("repository", "goes", "comes")),
-    ]

@@ -1,4 +1,4 @@
-"""The verbs that change nothing: list, show, verify, gate, doctor."""
+"""The verbs that change nothing: list, show, diff, verify, gate, doctor."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from lych_checkpoint.cli import answer
+from lych_checkpoint.cli.words import plan_lines
 from lych_checkpoint.vault import Vault
 
 
@@ -39,6 +40,17 @@ def show_command(*, name: str) -> None:
     """Show one checkpoint."""
     document = Vault(answer.settings().vault_path).resolve(name).as_json()
     answer.say(document, _lines(document))
+
+
+@click.command("diff")
+@click.argument("old", default="latest")
+@click.argument("new", default="now")
+def diff_command(*, old: str, new: str) -> None:
+    """Say what changed from checkpoint OLD to checkpoint NEW, or to `now`, and what a restore would take and give."""
+    from lych_checkpoint import comparison
+
+    document = comparison.diff(answer.federation(), old, new)
+    answer.say(document, _difference(document))
 
 
 @click.command("verify")
@@ -81,6 +93,29 @@ def doctor_command(ctx: click.Context) -> None:
     code = doctor.exit_code(findings)
     answer.say({"healthy": code == 0, "checks": [one.as_json() for one in findings]}, lines)
     ctx.exit(code)
+
+
+def _difference(document: dict[str, Any]) -> list[str]:
+    """Return the table of repositories, and below it what each of them has to say."""
+    repos = document["repos"]
+    counts = [[str(one[side]["count"]) if one[side] else "?" for side in ("comes", "goes")] for one in repos.values()]
+    lines = [f"from {document['old']} to {document['new']}", *answer.table(
+        [(path, one["relation"], one["old"][:12] or "-", one["new"][:12] or "-", *count)
+         for (path, one), count in zip(repos.items(), counts, strict=True)],
+        ("repository", "relation", "old", "new", "comes", "goes"))]
+    for path, one in repos.items():
+        said = [f"captured uncommitted files: {' and '.join(which)}" for which in [
+            [name for name, captured in zip(("old", "new"), one["captured"], strict=True) if captured]] if which]
+        said += [one["why"]] if one["why"] else []
+        said += [f"lockfile {name} {how}" for name, how in one["lockfiles"].items()]
+        for sign, side in (("+", one["comes"]), ("-", one["goes"])):
+            named = side["named"] if side else ()
+            said += [f"{sign} {commit[:12]} {subject}" for commit, subject in named]
+            said += [f"{sign} and {side['count'] - len(named)} more"] if side and side["count"] > len(named) else []
+        lines += [answer.harmless(path) + ":", *(f"  {answer.harmless(line)}" for line in said)] if said else []
+    lines += [answer.harmless(f"{name}: {one['old'] or '-'} becomes {one['new'] or '-'}")
+              for name, one in document["environment"].items()]
+    return lines + (["a restore:", *plan_lines(document["restore"])] if document["restore"] else [])
 
 
 def _lines(document: dict[str, Any]) -> list[str]:

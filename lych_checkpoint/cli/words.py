@@ -1,4 +1,4 @@
-"""What a person types after a verb: durations, labels, tags, yes."""
+"""What a person types after a verb, and what two verbs tell in the same words."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import sys
 from typing import Any
 
 import click
+
+from lych_checkpoint.cli.answer import table
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -66,3 +68,14 @@ def agree(question: str, *, yes: bool) -> None:
     if not sys.stdin.isatty():
         raise click.UsageError("there is no terminal to ask on: say --yes")
     click.confirm(question, abort=True, err=True)
+
+
+def plan_lines(plan: dict[str, Any]) -> list[str]:
+    """Return the plan of a restore, line by line."""
+    generation = plan["generation"]
+    rows = [(path, (one["from"] or "-")[:12], (one["to"] or "-")[:12]) for path, one in plan["repos"].items()]
+    return [
+        f"{plan['checkpoint']} of {plan['created_at']}, {plan['driver']}",
+        f"generation {generation['from']} becomes {generation['to']}",
+        *table(rows, ("repository", "goes", "comes")),
+    ]

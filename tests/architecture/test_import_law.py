@@ -17,7 +17,7 @@ TIERS = (
     {"__main__", "__init__"},
     {"cli", "plugin", "evolution"},                                                  # doors
     {"tasks"},                                                                       # the door that the plugin opens
-    {"rebirth", "rehearsal"},                                                        # verbs that run the gate
+    {"rebirth", "rehearsal", "comparison"},                                          # verbs that run another verb
     {"coordinator", "restore", "gate", "status", "doctor", "setup"},                 # verbs
     {"inspection", "restoration"},                                                   # what several verbs do
     {"federation"},                                                                  # what all verbs start from

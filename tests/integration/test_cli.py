@@ -22,10 +22,10 @@ from tests.fixtures.programs import environment, run, silent_server
 from tests.fixtures.sealed import make_checkpoint
 
 VERBS = {
-    "init", "create", "list", "show", "verify", "rehearse", "restore", "recover", "gate", "status", "freeze", "thaw",
-    "doctor",
+    "init", "create", "list", "show", "diff", "verify", "rehearse", "restore", "recover", "gate", "status", "freeze",
+    "thaw", "doctor",
 }
-LATER = {"diff", "prune", "pin", "queue", "report"}
+LATER = {"prune", "pin", "queue", "report"}
 CREATE_FIELDS = {
     "id", "label", "state", "signature", "driver", "created_at", "workers", "repos", "bytes", "coalesced",
     "frozen_at", "thawed_at", "window",
