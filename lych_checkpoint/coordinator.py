@@ -141,7 +141,7 @@ def _write(
     created_at = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     body_lock = body.lock_of(scan, checkpoint_id, created_at, around)
     write_atomic(partial / "lychd.lock", body_lock.dumps().encode())
-    body.bundle(scan, checkpoint_id, partial / "body")
+    warnings += body.bundle(scan, checkpoint_id, partial / "body")
     return Manifest(
         id=checkpoint_id, federation=federation.settings.federation, uuid=store.keys.uuid, created_at=created_at,
         signature=body_lock.signature, repos=body_lock.commits, soul=soul_facts, freeze=facts, files={},

@@ -160,11 +160,11 @@ class Restoration:
         displaced = BodyLock.loads(entry.displaced, "journal")
         with federation.vault.partial(entry.ticket) as partial:
             write_atomic(partial / "lychd.lock", displaced.dumps().encode())
-            body.bundle_lock(displaced, self._root, entry.ticket, partial / "body")
+            doubts = body.bundle_lock(displaced, self._root, entry.ticket, partial / "body")
             soul = self._soul.displaced(entry.staged, self._manifest.soul)
             seal.seal(partial, replace(
                 self._manifest, id=entry.ticket, created_at=displaced.created_at, signature=displaced.signature,
-                freeze=FreezeFacts.of(entry.freeze), warnings=(), tags={},
+                freeze=FreezeFacts.of(entry.freeze), warnings=tuple(doubts), tags={},
                 repos=displaced.commits, soul=soul, safety=True, label="", reason=f"displaced by {self._manifest.id}",
                 previous=federation.vault.last_seal(), files={}, coalesced=0, unheld={},
             ), federation.settings.key_path)

@@ -91,8 +91,8 @@ def _needs_capture(sound: Sound, leave_out: tuple[bytes, ...]) -> bool:
             return True  # a broken index says nothing
 
 
-def bundle_lock(lock: BodyLock, root: Path, ticket: str, into: Path) -> None:
-    """Write one bundle per repository of a displaced body, before or after the switch.
+def bundle_lock(lock: BodyLock, root: Path, ticket: str, into: Path) -> list[str]:
+    """Write one bundle per repository of a displaced body, before or after the switch; returns doubts as `bundle`.
 
     Raises:
         Refused: an object is missing (``bundle-failed``).
@@ -101,16 +101,17 @@ def bundle_lock(lock: BodyLock, root: Path, ticket: str, into: Path) -> None:
     shadow = Path(area.recall().get("shadow", os.devnull))
     into.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    def one(reader: Reader, pin: RepoPin) -> None:
+    def one(reader: Reader, pin: RepoPin) -> str:
         moved = area.repository("old", pin.path)
         sound = open_sound(reader, moved if moved.exists() else area.root / pin.path)
         if pin.commit == UNREADABLE:
-            return
+            return ""
         if sound is None:
             raise Refused("cannot be read any more", pin.path, "", "bundle-failed")
         name = safe_name(pin.path)
         bundles.write(sound.repository, sound.configuration, f"{refs.SAFETY}/{ticket}", pin.captured or pin.commit,
                       into / f"{name}.bundle", alternates=(shadow / f"{name}.git" / "objects",))
+        return bundles.doubt(pin.object_format, into / f"{name}.bundle")
 
     with reading() as reader:
-        each(lambda pin: one(reader, pin), lock.repos)
+        return [doubt for doubt in each(lambda pin: one(reader, pin), lock.repos) if doubt]

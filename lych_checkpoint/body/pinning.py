@@ -54,22 +54,28 @@ def pinned(scan: Scan, checkpoint_id: str) -> Iterator[None]:
         raise
 
 
-def bundle(scan: Scan, checkpoint_id: str, into: Path) -> None:
-    """Write one bundle per repository into ``into``, with all history of what the scan found.
+def bundle(scan: Scan, checkpoint_id: str, into: Path) -> list[str]:
+    """Write one bundle per repository into ``into``, with all history of what the scan found, and try each.
+
+    Returns:
+        A sentence for each bundle from which its repository could not be made anew; git checks harder on the way in
+        than on the way out.
 
     Raises:
         Refused: an object is missing (``bundle-failed``).
     """
     into.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    def one(seen: Seen) -> None:
+    def one(seen: Seen) -> str:
+        file = into / f"{safe_name(seen.member.path)}.bundle"
         bundles.write(
             seen.repository, seen.configuration, f"{refs.CHECKPOINTS}/{checkpoint_id}",
-            seen.pin.captured or seen.pin.commit, into / f"{safe_name(seen.member.path)}.bundle",
+            seen.pin.captured or seen.pin.commit, file,
             alternates=(seen.shadow / "objects",) if seen.pin.captured and seen.shadow else (),
         )
+        return bundles.doubt(seen.pin.object_format, file)
 
-    each(one, scan.seen)
+    return [doubt for doubt in each(one, scan.seen) if doubt]
 
 
 def lock_of(

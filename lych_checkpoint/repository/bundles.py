@@ -70,22 +70,38 @@ def fetch(repository: Repository, object_format: str, file: Path) -> None:
     Raises:
         Refused: the bundle is damaged, or does not hold all that it names (``bundle-broken``).
     """
-    boundary = file.with_name(file.name + SHALLOW_SUFFIX)
     with tempfile.TemporaryDirectory(prefix="lych-fetch-") as name:
-        place = Path(name)
-        prepare(place, object_format=object_format, head="ref: refs/heads/none")
-        shallow = Path(shutil.copyfile(boundary, place / "boundary")) if boundary.is_file() else None
-        lens = Lens(
-            git_dir=place, work_tree=place, objects=repository.objects, index=place / "index", shallow=shallow,
-            configuration={"fetch.fsckObjects": "true", "fetch.unpackLimit": "1",
-                           **{f"fetch.fsck.{name}": "ignore" for name in _FORGIVEN}},
-        )
+        _fetch(Path(name), object_format, file, repository.objects, str(repository.directory))
+
+
+def doubt(object_format: str, file: Path) -> str:
+    """Bring a bundle into an empty place beside it, as a restore of a lost repository would; say what is wrong.
+
+    `git bundle verify` answers for no byte of it: it passes one with a flipped bit.
+    """
+    with tempfile.TemporaryDirectory(prefix="lych-trial-", dir=file.parent) as name:
         try:
-            lens.git("fetch", "-q", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", str(file),
-                     "+refs/*:refs/fetched/*", protocol="file", timeout_s=_TIMEOUT_S)
+            _fetch(Path(name), object_format, file, Path(name) / "objects", file.name)
         except Refused as error:
-            raise Refused(f"{file.name}: {error.what}", str(repository.directory),
-                          "lych-checkpoint verify, then restore another checkpoint", "bundle-broken") from error
+            return error.what
+    return ""
+
+
+def _fetch(place: Path, object_format: str, file: Path, objects: Path, where: str) -> None:
+    boundary = file.with_name(file.name + SHALLOW_SUFFIX)
+    prepare(place, object_format=object_format, head="ref: refs/heads/none")
+    shallow = Path(shutil.copyfile(boundary, place / "boundary")) if boundary.is_file() else None
+    lens = Lens(
+        git_dir=place, work_tree=place, objects=objects, index=place / "index", shallow=shallow,
+        configuration={"fetch.fsckObjects": "true", "fetch.unpackLimit": "1",
+                       **{f"fetch.fsck.{name}": "ignore" for name in _FORGIVEN}},
+    )
+    try:
+        lens.git("fetch", "-q", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", str(file),
+                 "+refs/*:refs/fetched/*", protocol="file", timeout_s=_TIMEOUT_S)
+    except Refused as error:
+        raise Refused(f"{file.name}: {error.what}", where,
+                      "lych-checkpoint verify, then restore another checkpoint", "bundle-broken") from error
 
 
 def make_repository(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from lych_checkpoint import body
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.manifest import BodyLock
+from lych_checkpoint.repository import bundles
 from tests.fixtures.federation import commit, git, make_repository
 from tests.fixtures.trees import contents
 
@@ -233,6 +235,17 @@ def test_a_force_pushed_and_collected_commit_comes_back(story: Story) -> None:
     story.restore(lock)
     assert story.all_contents() == sealed
     assert body.verify(lock, story.root) == []
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-60] + bytes([data[-60] ^ 1]) + data[-59:],
+                                    lambda data: data[:-30], lambda _: b""])
+def test_a_bundle_that_brings_nothing_back_is_told(story: Story, damage: Callable[[bytes], bytes]) -> None:
+    story.checkpoint()
+    [file] = story.bundles.glob("core-*.bundle")
+    assert bundles.doubt("sha1", file) == ""
+    file.write_bytes(damage(file.read_bytes()))
+    assert file.name in bundles.doubt("sha1", file)
+    assert {path.suffix for path in story.bundles.iterdir()} == {".bundle"}
 
 
 @pytest.mark.parametrize("wreck", ["HEAD", "objects", ".git", "config"])
