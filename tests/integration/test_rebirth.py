@@ -11,11 +11,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lych_checkpoint import coordinator, gate
+from lych_checkpoint import coordinator, gate, witness
+from lych_checkpoint.database import connect
 from lych_checkpoint.federation import Federation
 from ops.servers.celery import CeleryProcess
 from ops.servers.child import is_alive
@@ -209,6 +211,26 @@ def test_a_checkout_that_was_killed_is_finished(
     for path in ("core", "extensions/alpha"):
         assert git(federation_root / path, "status", "--porcelain") == ""
     assert len(runs()) == 1
+
+
+def test_an_upgrade_with_another_lockfile_is_rebuilt_once_and_only_then_imprinted(
+    opened: Opened, workers: Workers, federation_root: Path, rebuild: Rebuild, runs: Runs,
+) -> None:
+    federation = opened()
+    before = gate.check(federation).generation
+    commit(federation_root / "core", {"uv.lock": "one = 1\n"})
+    failing = workers.start("one", wait=False, environment=rebuild("sys.exit(1)\n"), pool="solo")
+    assert failing.wait_exit(60) == 75
+    with connect(federation.settings.need("database_url")) as connection:
+        known = witness.read(connection)
+    assert known is not None
+    assert known.generation == before
+    codes, worker = supervise(workers, rebuild())
+    assert (codes, len(runs())) == ([], 2)
+    assert gate.check(federation) == replace(gate.check(federation), verdict="aligned", generation=before + 1)
+    worker.stop()
+    commit(federation_root / "core", {"README": "another text\n"})
+    assert (supervise(workers, rebuild())[0], len(runs())) == ([], 2)
 
 
 def test_nothing_is_checked_out_over_uncommitted_work(
