@@ -36,8 +36,8 @@ def configuration(kind: str) -> dict[str, Any]:
     quick = {"visibility_timeout": 10, "unacked_restore_interval": 1, "unacked_restore_throttle": 1}
     return {
         "broker_transport_options": quick if kind == REDIS else {"confirm_publish": True},
-        # With it a threads worker of Celery 5.7 may hang after a reconnect, frozen or not: the first task that then
-        # ends asks RabbitMQ for a larger prefetch, from the pool's thread, and two threads read one connection.
+        # Celery 5.7 raises a lowered prefetch again from the threads pool's threads: two then read one connection.
+        # After such a reconnect a threads worker once took nothing more, while thawed; see docs/design.md.
         "worker_enable_prefetch_count_reduction": kind == REDIS,
         "task_default_queue_type": "quorum" if kind == QUORUM else "classic",
         # Celery has RabbitMQ delay a quorum queue's messages, and binds its queue for that: a topic exchange.
