@@ -25,7 +25,7 @@ class Journal:
 
     ``ticket`` names what is staged, and later the safety checkpoint; ``generation`` is what the soul will have;
     ``staged`` is the driver's evidence; ``displaced`` is the text of the lock of the body that goes;
-    ``freeze`` are the facts of the freeze it went in.
+    ``freeze`` are the facts of the freeze it went in; ``safety``: whether what goes is kept in the end.
     """
 
     checkpoint: str
@@ -36,6 +36,7 @@ class Journal:
     staged: Evidence = field(default_factory=dict)
     displaced: str = ""
     freeze: dict[str, Any] = field(default_factory=dict)
+    safety: bool = True
 
 
 @contextmanager
@@ -84,9 +85,10 @@ def read(vault: Vault) -> Journal | None:
     return entry
 
 
-def begin(vault: Vault, *, checkpoint: str, ticket: str, generation: int, epoch: int) -> Journal:
+def begin(vault: Vault, *, checkpoint: str, ticket: str, generation: int, epoch: int, safety: bool = True) -> Journal:
     """Open the journal of a new restore; durable when this returns."""
-    return _write(vault, Journal(checkpoint=checkpoint, ticket=ticket, generation=generation, epoch=epoch))
+    return _write(vault, Journal(checkpoint=checkpoint, ticket=ticket, generation=generation, epoch=epoch,
+                                 safety=safety))
 
 
 def advance(vault: Vault, phase: str, **facts: Any) -> Journal:

@@ -38,15 +38,15 @@ class Restoration:
         self._ended = False
 
     @classmethod
-    def begin(cls, federation: Federation, manifest: Manifest) -> Restoration:
-        """Open the journal of a new restore."""
+    def begin(cls, federation: Federation, manifest: Manifest, *, safety: bool) -> Restoration:
+        """Open the journal of a new restore. Without ``safety`` what it displaces is removed when it has ended."""
         settings = federation.settings
         with connect(settings.need("database_url")) as connection:
             known = witness.read(connection)
         soul = Soul.open(federation.ground(), manifest.soul.driver, settings.writers, settings.helper)
         entry = journal.begin(
             federation.vault, checkpoint=manifest.id, ticket=federation.vault.new_id(datetime.now(UTC)),
-            generation=next_generation(federation, known), epoch=known.epoch if known else 0,
+            generation=next_generation(federation, known), epoch=known.epoch if known else 0, safety=safety,
         )
         return cls(federation, manifest, entry, soul)
 
@@ -109,7 +109,10 @@ class Restoration:
     def finish(self) -> None:
         """Seal what was displaced and close the journal, after the thaw: nothing that lives is read for it."""
         federation, entry = self._federation, self._journal
-        self._seal_safety()
+        if entry.safety:
+            self._seal_safety()
+        else:
+            self._remove_displaced()
         body.unstage(self._lock, self._root, entry.ticket)
         marks.mark_journal(federation.store(), "")
         journal.close(federation.vault, "restored")
@@ -149,7 +152,7 @@ class Restoration:
 
     def document(self) -> dict[str, Any]:
         """Return what happened."""
-        return {"checkpoint": self._manifest.id, "safety": self._journal.ticket,
+        return {"checkpoint": self._manifest.id, "safety": self._journal.ticket if self._journal.safety else None,
                 "generation": self._journal.generation, "phases_ms": self._phases_ms}
 
     def _seal_safety(self) -> None:
@@ -169,6 +172,10 @@ class Restoration:
                 previous=federation.vault.last_seal(), files={}, coalesced=0, unheld={},
             ), federation.settings.key_path)
             federation.vault.publish(entry.ticket)
+
+    def _remove_displaced(self) -> None:
+        self._soul.discard(self._soul.displaced(self._journal.staged, self._manifest.soul))
+        body.undisplace(self._federation.found(), self._journal.ticket)
 
     def _advance(self, phase: str, **facts: Any) -> None:
         self._journal = journal.advance(self._federation.vault, phase, **facts)

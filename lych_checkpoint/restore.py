@@ -7,6 +7,7 @@ and back again if on is not possible. What the switch displaces is kept whole an
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 from lych_checkpoint import body, freeze, inspection, journal, witness
@@ -27,6 +28,7 @@ def plan(federation: Federation, name: str) -> dict[str, Any]:
     """
     manifest = _verified(federation, name)
     settings = federation.settings
+    needed_bytes, free_bytes = _room(federation)
     standing = body.survey(settings.root, settings.core, settings.extensions)
     with connect(settings.need("database_url")) as connection:
         known = witness.read(connection)
@@ -37,16 +39,21 @@ def plan(federation: Federation, name: str) -> dict[str, Any]:
             path: {"from": standing[path].commit if path in standing else None, "to": manifest.repos.get(path)}
             for path in sorted({*standing, *manifest.repos})
         },
+        "safety": {"needed_bytes": needed_bytes, "free_bytes": free_bytes, "fits": needed_bytes <= free_bytes},
     }
 
 
-def restore(federation: Federation, name: str, app: Any = None) -> dict[str, Any]:
+def restore(federation: Federation, name: str, app: Any = None, *, safety: bool = True) -> dict[str, Any]:
     """Bring body and soul of a sealed checkpoint back together.
 
+    Without ``safety`` the displaced pair is kept only until the new one is live: there is no undo.
+
     Returns:
-        ``checkpoint``, ``safety`` (the id under which the displaced pair is kept), ``generation`` and ``phases_ms``.
+        ``checkpoint``, ``safety`` (the id under which the displaced pair is kept, or None), ``generation`` and
+        ``phases_ms``.
 
     Raises:
+        Refused: the vault has no room for the displaced pair (code ``no-room``); nothing changed.
         RestoreOpen: another restore has not ended, or this one could neither end nor be undone.
         CheckpointError: nothing was displaced, or all of it is back.
     """
@@ -55,7 +62,11 @@ def restore(federation: Federation, name: str, app: Any = None) -> dict[str, Any
             raise RestoreOpen("an earlier restore has not ended", str(federation.vault.root),
                               "lych-checkpoint recover")
         manifest = _verified(federation, name)
-        work = Restoration.begin(federation, manifest)
+        needed_bytes, free_bytes = _room(federation)
+        if safety and needed_bytes > free_bytes:
+            raise Refused(f"what it displaces may need {needed_bytes >> 20} MiB; {free_bytes >> 20} are free",
+                          str(federation.vault.root), "make room, or restore with --no-safety", "no-room")
+        work = Restoration.begin(federation, manifest, safety=safety)
         with work.undone_on_error():
             work.stage()
             gone.sweep(federation.store(), federation.settings.gone_after_s)
@@ -70,6 +81,14 @@ def restore(federation: Federation, name: str, app: Any = None) -> dict[str, Any
                 work.awake()
             work.finish()
         return work.document()
+
+
+def _room(federation: Federation) -> tuple[int, int]:
+    """Return the bytes that a safety copy may need in the vault, and those that are free there.
+
+    Only bundles lie there: the displaced data stay where they are, under another name.
+    """
+    return body.weight_bytes(federation.found()), shutil.disk_usage(federation.vault.root).free
 
 
 def newest_safety(federation: Federation) -> str:

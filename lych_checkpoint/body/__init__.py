@@ -4,7 +4,7 @@ from lych_checkpoint.body.area import PLACE
 from lych_checkpoint.body.checking import Standing, fingerprint, lockfiles, pins, relation, survey, verify
 from lych_checkpoint.body.comparing import Comparison, compare, present
 from lych_checkpoint.body.dirt import Policy
-from lych_checkpoint.body.displacing import bundle_lock, displace, undisplace
+from lych_checkpoint.body.displacing import bundle_lock, displace, undisplace, weight_bytes
 from lych_checkpoint.body.members import Member, discover, find
 from lych_checkpoint.body.pinning import bundle, lock_of, pin, pinned, unpin
 from lych_checkpoint.body.scans import Scan, recheck, scan, scanning
@@ -16,5 +16,5 @@ __all__ = [
     "PLACE", "Comparison", "Member", "Policy", "Scan", "Standing", "Verdict", "bundle", "bundle_lock", "compare",
     "discover", "displace", "find", "fingerprint", "lock_of", "lockfiles", "pin", "pinned", "pins", "present",
     "recheck", "relation", "scan", "scanning", "stage", "survey", "switch", "switch_back", "undisplace", "unpin",
-    "unstage", "verify",
+    "unstage", "verify", "weight_bytes",
 ]

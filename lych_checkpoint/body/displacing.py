@@ -50,6 +50,19 @@ def displace(
     return lock
 
 
+def weight_bytes(members: Sequence[Member]) -> int:
+    """Return what the bundles of these repositories may weigh at most: all that their object stores hold."""
+    def one(member: Member) -> int:
+        try:
+            repository = Repository.at(member.directory)
+        except Refused:
+            return 0
+        return sum((Path(folder) / name).lstat().st_size
+                   for folder, _, names in os.walk(repository.objects) for name in names)
+
+    return sum(each(one, members))
+
+
 def undisplace(members: Sequence[Member], ticket: str) -> None:
     """Let go of the commits that `displace` kept under this ticket."""
 

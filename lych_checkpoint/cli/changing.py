@@ -25,13 +25,14 @@ def init_command() -> None:
 @click.argument("name", required=False)
 @click.option("--undo", is_flag=True, help="Bring back what the last restore displaced.")
 @click.option("--dry-run", is_flag=True, help="Say what would come and go; change nothing.")
+@click.option("--no-safety", is_flag=True, help="Keep nothing of what goes: there is no undo.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def restore_command(*, name: str | None, undo: bool, dry_run: bool, yes: bool) -> None:
+def restore_command(*, name: str | None, undo: bool, dry_run: bool, no_safety: bool, yes: bool) -> None:
     """Bring body and soul of a checkpoint back, both or neither."""
     if (name is None) != undo:
         raise click.UsageError("name a checkpoint, or say --undo")
     _leave_the_body("restore", *[name] * (name is not None), *["--undo"] * undo, *["--dry-run"] * dry_run,
-                    *["--yes"] * yes)
+                    *["--no-safety"] * no_safety, *["--yes"] * yes)
     from lych_checkpoint import restore
 
     federation = answer.federation()
@@ -42,10 +43,10 @@ def restore_command(*, name: str | None, undo: bool, dry_run: bool, yes: bool) -
     for line in [] if yes else plan_lines(plan):
         click.echo(line, err=True)
     agree(f"Restore {plan['checkpoint']}?", yes=yes)
-    document = restore.restore(federation, plan["checkpoint"])
+    document = restore.restore(federation, plan["checkpoint"], safety=not no_safety)
     answer.say(document, [
         f"restored {document['checkpoint']}, generation {document['generation']}",
-        f"the displaced pair is kept as {document['safety']}",
+        f"the displaced pair is kept as {document['safety']}" if document["safety"] else "nothing displaced is kept",
         ", ".join(f"{phase} {took_ms:.0f} ms" for phase, took_ms in document["phases_ms"].items()),
     ])
 

@@ -73,9 +73,12 @@ def agree(question: str, *, yes: bool) -> None:
 def plan_lines(plan: dict[str, Any]) -> list[str]:
     """Return the plan of a restore, line by line."""
     generation = plan["generation"]
+    safety = plan["safety"]
     rows = [(path, (one["from"] or "-")[:12], (one["to"] or "-")[:12]) for path, one in plan["repos"].items()]
     return [
         f"{plan['checkpoint']} of {plan['created_at']}, {plan['driver']}",
         f"generation {generation['from']} becomes {generation['to']}",
         *table(rows, ("repository", "goes", "comes")),
+        *[f"no room to keep what goes (up to {safety['needed_bytes'] >> 20} MiB): needs --no-safety"]
+        * (not safety["fits"]),
     ]
