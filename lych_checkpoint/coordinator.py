@@ -11,12 +11,12 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lych_checkpoint import body, broadcast, environment, freeze, journal, seal, witness
+from lych_checkpoint import body, broadcast, environment, freeze, journal, rebuild, seal, witness
 from lych_checkpoint.database import connect
 from lych_checkpoint.errors import CheckpointError, LockHeld, Refused, RestoreOpen
 from lych_checkpoint.federation import Federation
@@ -139,6 +139,7 @@ def _write(
     """Write `lychd.lock` and the bundles, and say everything that the seal will cover."""
     moment = datetime.fromtimestamp(facts.frozen_at, UTC)
     created_at = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    around = replace(around, rebuilt=rebuild.stamp(federation.settings.root))
     body_lock = body.lock_of(scan, checkpoint_id, created_at, around)
     write_atomic(partial / "lychd.lock", body_lock.dumps().encode())
     warnings += body.bundle(scan, checkpoint_id, partial / "body")

@@ -62,13 +62,15 @@ def witnessed(pins: Iterable[RepoPin]) -> dict[str, dict[str, str]]:
 class Environment:
     """What the body ran with. Informs, and is not signed: the lockfiles in the pins are.
 
-    ``postgresql`` is the major version; ``migrations`` has the newest ones applied, by tool and place.
+    ``postgresql`` is the major version; ``migrations`` the newest ones, by tool and place; ``rebuilt`` the commits that
+    this host's last rebuild was for.
     """
 
     python: str = ""
     postgresql: str = ""
     extensions: dict[str, str] = field(default_factory=dict)
     migrations: dict[str, list[str]] = field(default_factory=dict)
+    rebuilt: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> Self:
@@ -78,8 +80,8 @@ class Environment:
             TypeError: a field is unknown or misshapen.
         """
         known = cls(**record)
-        heads = [head for some in known.migrations.values() for head in some]
-        texts = [known.python, known.postgresql, *known.extensions.values(), *heads]
+        texts = [known.python, known.postgresql, *known.extensions.values(), *known.rebuilt.values(),
+                 *(head for heads in known.migrations.values() for head in heads)]
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("environment holds something other than text")
         return known

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lych_checkpoint.body import PLACE
-from lych_checkpoint.errors import GateRefused, GateUnsure
+from lych_checkpoint.errors import Damage, GateRefused, GateUnsure
 from lych_checkpoint.process import Identity, run_kept
 from lych_checkpoint.records import RELEASE, VERSION, canonical, load_record, read_record
 from lych_checkpoint.vault import write_atomic, writing
@@ -49,6 +49,14 @@ class State:
     running: dict[str, Any] = field(default_factory=dict)
     ticket: str = ""
     lock: str = ""
+
+
+def stamp(root: Path) -> dict[str, str]:
+    """Return the commits, by path, that this host's last good rebuild was made for; empty if that is not known."""
+    try:
+        return dict(Host(root).state.built.get("commits", {}))
+    except Damage:
+        return {}  # the gate says so; it is no reason to refuse a checkpoint
 
 
 class Host:

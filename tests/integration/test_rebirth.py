@@ -19,6 +19,7 @@ import pytest
 from lych_checkpoint import coordinator, gate, witness
 from lych_checkpoint.database import connect
 from lych_checkpoint.federation import Federation
+from lych_checkpoint.manifest import BodyLock
 from ops.servers.celery import CeleryProcess
 from ops.servers.child import is_alive
 from tests.fixtures.client import publish, wait_until
@@ -227,6 +228,9 @@ def test_an_upgrade_with_another_lockfile_is_rebuilt_once_and_only_then_imprinte
     assert known.generation == before
     codes, worker = supervise(workers, rebuild())
     assert (codes, len(runs())) == ([], 2)
+    coordinator.create(federation, coordinator.Request())
+    lock = BodyLock.loads((federation_root / "lychd.lock").read_text())
+    assert lock.environment.rebuilt == lock.commits
     assert gate.check(federation) == replace(gate.check(federation), verdict="aligned", generation=before + 1)
     worker.stop()
     commit(federation_root / "core", {"README": "another text\n"})

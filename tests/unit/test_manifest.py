@@ -25,7 +25,8 @@ PINS = st.builds(
 )
 ENVIRONMENTS = st.builds(Environment, python=WORDS | st.just(""), postgresql=WORDS | st.just(""),
                          extensions=st.dictionaries(WORDS, WORDS, max_size=2),
-                         migrations=st.dictionaries(WORDS, st.lists(WORDS, max_size=2), max_size=2))
+                         migrations=st.dictionaries(WORDS, st.lists(WORDS, max_size=2), max_size=2),
+                         rebuilt=st.dictionaries(WORDS, HEX, max_size=2))
 LOCKS = st.builds(BodyLock, checkpoint=WORDS, created_at=WORDS, environment=ENVIRONMENTS,
                   repos=st.lists(PINS, max_size=4, unique_by=lambda pin: pin.path).map(tuple))
 
