@@ -62,8 +62,7 @@ def witnessed(pins: Iterable[RepoPin]) -> dict[str, dict[str, str]]:
 class Environment:
     """What the body ran with. Informs, and is not signed: the lockfiles in the pins are.
 
-    ``postgresql`` is the major version; ``migrations`` the newest ones, by tool and place; ``rebuilt`` the commits that
-    this host's last rebuild was for.
+    ``postgresql`` is the major version; ``migrations`` the newest, by tool and place; ``rebuilt`` what was built.
     """
 
     python: str = ""
