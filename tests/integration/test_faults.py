@@ -27,6 +27,7 @@ from lych_checkpoint.lease import gone, lease, lock, roster
 from lych_checkpoint.manifest import FreezeFacts
 from lych_checkpoint.settings import Settings
 from lych_checkpoint.setup import init
+from ops.chaos.brokers import REDIS
 from ops.servers.celery import CeleryProcess
 from ops.servers.postgres import PostgresNode
 from ops.servers.redis import RedisNode
@@ -210,7 +211,8 @@ def test_coordinator_stopped_past_its_lease_seals_nothing_and_holds_nobody(
     federation = opened()
     workers.start("one", app=WAYS_OUT)
     wait_for_workers(federation, 1)
-    environment = {**os.environ, **workers.environment, "LYCH_TEST_RECORDS": str(tmp_path)}
+    environment = {**os.environ, **workers.environment, "LYCH_TEST_RECORDS": str(tmp_path),
+                   "LYCH_TEST_BROKER_KIND": REDIS}
     holder = subprocess.Popen([sys.executable, "-m", "ops.chaos.coordinator", "3"], env=environment,
                               stdout=subprocess.PIPE, text=True)
     try:

@@ -72,7 +72,7 @@ def traces(federation: Federation, root: Path) -> list[str]:
     settings = federation.settings
     with psycopg.connect(settings.need("database_url")) as connection:
         found = [str(name) for (name,) in connection.execute(
-            "select datname from pg_database where datname like '%\\_\\_%'")]
+            "select datname from pg_database where starts_with(datname, current_database() || '__')")]
     if settings.pgdata is not None:
         found += [str(path) for path in settings.pgdata.parent.glob(".lych-*/stage-*")]
     run = federation.vault.root / "run"
