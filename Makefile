@@ -2,7 +2,8 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
-JOBS ?= 2
+# Most of a test is waiting for a process to start, a lease to end: more of them than processors.
+JOBS ?= $(shell echo $$(( $$(nproc) + 2 )))
 PART ?= freeze
 BROKER ?= both
 MINUTES ?= 4

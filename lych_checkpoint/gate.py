@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from lych_checkpoint import body, journal, witness
+from lych_checkpoint import body, hosts, journal, witness
 from lych_checkpoint.database import Connection, connect
 from lych_checkpoint.database.server import identity, same
 from lych_checkpoint.errors import GateRefused, GateUnsure
@@ -38,10 +38,14 @@ class RepoVerdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What the gate saw. ``generation`` is the witness's, after an imprint if there was one."""
+    """What the gate saw.
+
+    ``generation`` is the witness's, after an imprint if there was one; ``restored`` that of the last restore.
+    """
 
     verdict: str
     generation: int
+    restored: int
     repos: dict[str, RepoVerdict]
 
     def as_json(self) -> dict[str, Any]:
@@ -93,6 +97,8 @@ def check(
             raise _rewound(known, report, last)
         if restored:
             _refuse_foreign(known, soul, last)
+        if report.verdict != "aligned":
+            _refuse_slept(federation, report)
         if report.verdict not in _BOOTS:
             raise refusal(federation, report)
         if before_imprint is not None:
@@ -103,7 +109,7 @@ def check(
             logger.info("Imprinted generation %d", known.generation, extra={"event": "gate.imprinted"})
         elif last is None or known.generation > int(last["generation"]):
             federation.vault.append_lineage("catch-up", known.generation, known.signature, soul=soul)
-    return Report(verdict=report.verdict, generation=known.generation, repos=report.repos)
+    return replace(report, generation=known.generation)
 
 
 def adopt(federation: Federation, reason: str) -> Report:
@@ -146,7 +152,8 @@ def look(federation: Federation, known: Witness) -> Report:
         repos[path] = RepoVerdict(verdict=verdict, disk=disk.commit if disk else "",
                                   witness=recorded["commit"] if recorded else "")
     worst = max((one.verdict for one in repos.values()), key=_ORDER.index, default="aligned")
-    return Report(verdict="ahead" if worst == "extra" else worst, generation=known.generation, repos=repos)
+    return Report(verdict="ahead" if worst == "extra" else worst, generation=known.generation,
+                  restored=known.restored, repos=repos)
 
 
 def refusal(federation: Federation, report: Report) -> GateRefused:
@@ -231,6 +238,16 @@ def _refuse_foreign(known: Witness, soul: str, last: dict[str, Any] | None) -> N
             f"these data are a copy: cluster/database {soul}, the vault knows {last['soul']}", "database",
             "point LYCH_DATABASE_URL at the original, `lych-checkpoint restore latest`, or, if this copy is meant to "
             "live on alone, `lych-checkpoint gate --adopt REASON`", "gate-copied")
+
+
+def _refuse_slept(federation: Federation, report: Report) -> None:
+    """Refuse the body that a restore displaced while this host was away: it is no upgrade."""
+    commits = {path: one.disk for path, one in report.repos.items() if one.disk}
+    if hosts.has_slept(federation.settings.root, federation.vault.lineage(), commits):
+        unsure = GateUnsure("a restore took this body back while this host was away", str(federation.settings.root),
+                            "start a worker here: it checks out what the restore brought back", hosts.SLEPT)
+        unsure.facts = report.as_json()
+        raise unsure
 
 
 def _fingerprint(federation: Federation) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 from celery import Celery, signals
 from celery.schedules import crontab
 
-from lych_checkpoint import body, gate, rebirth, tasks
+from lych_checkpoint import body, gate, hosts, rebirth, tasks
 from lych_checkpoint.errors import CheckpointError, SettingError
 from lych_checkpoint.federation import Federation
 from lych_checkpoint.lease.connection import Store
@@ -81,6 +81,10 @@ class Plugin:
     def open_store(self) -> Store:
         """Return a client for this federation's Redis."""
         return self.federation().store()
+
+    def answer_restore(self, store: Store) -> None:
+        """Tell a restore on another host whether this one has all commits, or can see the vault's bundles."""
+        hosts.answer(store, self.settings.root, self.federation().vault)
 
     def check_generation(self, generation: int) -> None:
         """Raise `GateUnsure` or `Away` when a restore has come since ``generation``, or that cannot be known."""

@@ -1,7 +1,8 @@
 """Rebirth: bring a body that is behind, missing or unbuilt into line with the soul, and start this worker anew.
 
-Only with LYCH_REBIRTH=auto, and once per host: the first worker checks out and rebuilds, those that waited find it
-done; all start again, since each has imported the old code. Nobody's uncommitted work is touched.
+Only with LYCH_REBIRTH=auto; but what a restore displaced while this host was away is replaced in any case: that is
+the restore's own work, left to do here. Once per host: the first worker checks out and rebuilds, those that waited
+find it done; all start again, since each has imported the old code. Nobody's uncommitted work is touched.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lych_checkpoint import body, gate, journal, process, witness
+from lych_checkpoint import body, gate, hosts, journal, process, witness
 from lych_checkpoint.database import connect
 from lych_checkpoint.errors import CheckpointError, GateRefused, GateUnsure, LockHeld
 from lych_checkpoint.federation import Federation
@@ -47,13 +48,12 @@ def pass_gate(federation: Federation, loaded: dict[str, str] | None) -> gate.Rep
         Away: the database or the vault cannot be reached.
     """
     settings = federation.settings
-    if settings.rebirth != "auto":
-        return gate.check(federation, loaded=loaded)
-    host = Host(settings.root)
+    auto, host = settings.rebirth == "auto", Host(settings.root)
     try:
-        report = gate.check(federation, loaded=loaded, before_imprint=lambda: _refuse_unbuilt(federation, host))
+        report = gate.check(federation, loaded=loaded,
+                            before_imprint=(lambda: _refuse_unbuilt(federation, host)) if auto else None)
     except (GateRefused, GateUnsure) as error:
-        if error.code not in _MENDED:
+        if error.code != hosts.SLEPT and not (auto and error.code in _MENDED):
             raise
         logger.warning("%s: rebirth", error, extra={"event": "rebirth.began"})
         if error.code != _STALE:
@@ -66,6 +66,7 @@ def pass_gate(federation: Federation, loaded: dict[str, str] | None) -> gate.Rep
         process.start_again()
     host.settle()
     os.environ.pop(_AGAIN, None)
+    hosts.follow(settings.root, report.restored)
     return report
 
 
@@ -102,23 +103,25 @@ def _mend(federation: Federation, host: Host, why: CheckpointError) -> None:
         known = witness.read(connection)
     if known is None:
         raise why
-    report = gate.look(federation, known)
-    comes = {path for path, one in report.repos.items() if one.verdict in _COMES}
-    if not all(one.verdict in (*_COMES, *_STAYS) for one in report.repos.values()):
+    report, slept = gate.look(federation, known), why.code == hosts.SLEPT
+    if not slept and not all(one.verdict in (*_COMES, *_STAYS) for one in report.repos.values()):
         raise why
+    comes = {path for path, one in report.repos.items()
+             if (one.verdict != "aligned" if slept else one.verdict in _COMES)}
+    rebuild = settings.rebuild if settings.rebirth == "auto" else ()
     if not comes and not _is_unbuilt(federation, host):
         return
     goal = {path: one.witness if path in comes else one.disk for path, one in report.repos.items()}
-    host.begin(digest(canonical({"body": goal, "rebuild": list(settings.rebuild)})))
+    host.begin(digest(canonical({"body": goal, "rebuild": list(rebuild)})))
     try:
         _finish_checkout(federation, host, known)
         if comes:
             _check_out(federation, host, known, comes, why)
-        if settings.rebuild and _is_unbuilt(federation, host):
+        if rebuild and _is_unbuilt(federation, host):
             built = {"commits": body.fingerprint(settings.root, settings.core, settings.extensions),
                      "lockfiles": body.lockfiles(federation.members())}
-            logger.warning("Rebuilding: %s", " ".join(settings.rebuild), extra={"event": "rebirth.rebuild"})
-            host.rebuild(settings.rebuild, timeout_s=settings.rebuild_timeout_s, cwd=settings.root, built=built)
+            logger.warning("Rebuilding: %s", " ".join(rebuild), extra={"event": "rebirth.rebuild"})
+            host.rebuild(rebuild, timeout_s=settings.rebuild_timeout_s, cwd=settings.root, built=built)
     except GateRefused:
         host.settle()  # another try would find the same
         raise
@@ -153,7 +156,8 @@ def _finish_checkout(federation: Federation, host: Host, known: Witness) -> None
 def _check_out(federation: Federation, host: Host, known: Witness, comes: set[str], why: CheckpointError) -> None:
     """Bring those repositories to the commits that the witness names, all of them or none."""
     settings, ticket = federation.settings, federation.vault.new_id(datetime.now(UTC))
-    lock, bundles = _wanted(federation, known, comes, why)
+    # What the soul does not know goes: a restore that this host slept through displaced it elsewhere.
+    lock, bundles = _wanted(federation, known, comes & set(known.repos), why)
     found = federation.found()
     ours = (*federation.leave_out(), *(member.directory for member in found if member.path not in comes))
     with _no_restore(federation):

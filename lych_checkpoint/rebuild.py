@@ -1,7 +1,7 @@
 """What a rebirth needs once per host: a lock, how far it is, the user's rebuild, and the record of why it stopped.
 
 All of it lies in ``<LYCH_ROOT>/.lych-stage/rebirth/``, beside the checkout that it speaks of: ``lock``,
-``state.json``, and in ``output.log`` what the last rebuild printed.
+``state.json``, in ``output.log`` what the last rebuild printed, and in ``restored`` the last restore followed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from lych_checkpoint.body import PLACE
 from lych_checkpoint.errors import Damage, GateRefused, GateUnsure
 from lych_checkpoint.process import Identity, run_kept
 from lych_checkpoint.records import RELEASE, VERSION, canonical, load_record, read_record
+from lych_checkpoint.repository.ownership import make_directory
 from lych_checkpoint.vault import write_atomic, writing
 
 #: So many tries for the same goal, then nobody tries again before a person has looked.
@@ -66,6 +67,7 @@ class Host:
         self.place = root.absolute() / PLACE / "rebirth"
         self.output = self.place / "output.log"
         self._file = self.place / "state.json"
+        self._restored = self.place / "restored"
 
     @property
     def state(self) -> State:
@@ -81,6 +83,27 @@ class Host:
         plain = {name: value for name, value in record.items() if name not in ("version", "release")}
         return State(**read_record(State, plain, str(self._file)))
 
+    @property
+    def restored(self) -> int:
+        """The generation of the last restore that this checkout has followed; 0 if that is not known."""
+        try:
+            return int(self._restored.read_bytes())
+        except (OSError, ValueError):
+            return 0
+
+    def note_restored(self, generation: int) -> None:
+        """Note which restore this checkout has followed.
+
+        Raises:
+            Refused: the root cannot be written.
+        """
+        self._make()
+        write_atomic(self._restored, b"%d" % generation, mode=0o644)
+
+    def _make(self) -> None:
+        with writing(self.place):
+            make_directory(self.place)
+
     @contextmanager
     def held(self, patience_s: float) -> Iterator[None]:
         """Hold the host's lock, so that of several workers one works and the others find it done.
@@ -89,8 +112,8 @@ class Host:
             GateUnsure: another process holds it for longer than ``patience_s`` (code ``rebirth-busy``).
             Refused: the root cannot be written.
         """
+        self._make()
         with writing(self.place):
-            self.place.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(self.place / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             deadline_s = time.monotonic() + patience_s

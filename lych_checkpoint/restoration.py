@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from lych_checkpoint import body, freeze, journal, seal, witness
+from lych_checkpoint import body, freeze, hosts, journal, seal, witness
 from lych_checkpoint.database import connect
 from lych_checkpoint.database.server import identity
 from lych_checkpoint.errors import CheckpointError, Refused, RestoreOpen
@@ -70,6 +70,11 @@ class Restoration:
         )
         self._time("stage")
 
+    def ask_hosts(self) -> None:
+        """Have a worker on every other host say that the body can be checked out there."""
+        hosts.ask(self._federation.store(), self._lock, self._journal.ticket,
+                  self._federation.settings.ack_timeout_s)
+
     def close_in(self, frozen: freeze.Freeze) -> None:
         """Shut every other client out; from here on no worker may start before this restore has ended."""
         self._time("freeze")
@@ -101,7 +106,9 @@ class Restoration:
             witness.mark_awake(connection, entry.ticket)
             soul = identity(connection)
         federation.vault.append_lineage("restore", entry.generation, self._lock.signature,
-                                        checkpoint=entry.checkpoint, journal=entry.ticket, soul=soul)
+                                        checkpoint=entry.checkpoint, journal=entry.ticket, soul=soul,
+                                        displaced=hosts.displaced(BodyLock.loads(entry.displaced, "journal")))
+        hosts.follow(self._root, entry.generation)
         write_atomic(self._root / "lychd.lock", (self._folder / "lychd.lock").read_bytes(), mode=0o644)
         marks.mark_restored(federation.store(), entry.generation)
         self._time("awake")

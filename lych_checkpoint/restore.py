@@ -71,6 +71,7 @@ def restore(federation: Federation, name: str, app: Any = None, *, safety: bool 
             work.stage()
             gone.sweep(federation.store(), federation.settings.gone_after_s)
             gone.settle(federation.store())
+            work.ask_hosts()
             terms = federation.terms(freeze.RESTORE, f"restore {manifest.id}")
             # The inner block ends first: what was displaced is back before any worker thaws.
             with freeze.frozen(federation.store(), terms, federation.ring(app)) as frozen, work.undone_on_error():

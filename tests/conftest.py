@@ -13,4 +13,5 @@ pytest_plugins = [
     "tests.fixtures.opened",
     "tests.fixtures.stamps",
     "tests.fixtures.durable",
+    "tests.fixtures.hosts",
 ]

@@ -8,13 +8,13 @@ from lych_checkpoint.body.displacing import bundle_lock, displace, undisplace, w
 from lych_checkpoint.body.members import Member, discover, find
 from lych_checkpoint.body.pinning import bundle, lock_of, pin, pinned, unpin
 from lych_checkpoint.body.scans import Scan, recheck, scan, scanning
-from lych_checkpoint.body.staging import stage, unstage
+from lych_checkpoint.body.staging import lacking, stage, unstage
 from lych_checkpoint.body.switching import switch, switch_back
 from lych_checkpoint.repository.objects import Verdict
 
 __all__ = [
     "PLACE", "Comparison", "Member", "Policy", "Scan", "Standing", "Verdict", "bundle", "bundle_lock", "compare",
-    "discover", "displace", "find", "fingerprint", "lock_of", "lockfiles", "pin", "pinned", "pins", "present",
-    "recheck", "relation", "scan", "scanning", "stage", "survey", "switch", "switch_back", "undisplace", "unpin",
-    "unstage", "verify", "weight_bytes",
+    "discover", "displace", "find", "fingerprint", "lacking", "lock_of", "lockfiles", "pin", "pinned", "pins",
+    "present", "recheck", "relation", "scan", "scanning", "stage", "survey", "switch", "switch_back", "undisplace",
+    "unpin", "unstage", "verify", "weight_bytes",
 ]

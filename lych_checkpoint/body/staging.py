@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +56,19 @@ def stage(lock: BodyLock, root: Path, bundles: Path, ticket: str) -> None:
             except CheckpointError as second:
                 error.add_note(f"what was staged could not be removed: {second}")
             raise
+
+
+def lacking(commits: Mapping[str, str], root: Path, folder: Path) -> list[str]:
+    """Return the repositories whose commit is neither in them nor in a bundle in ``folder``. Changes nothing."""
+
+    def one(reader: Reader, path: str) -> bool:
+        sound = open_sound(reader, root / path)
+        return (sound is not None and reader.holds(sound.repository, commits[path])) or \
+            (folder / f"{safe_name(path)}.bundle").exists()
+
+    with reading() as reader:
+        held = each(lambda path: one(reader, path), list(commits))
+    return [path for path, is_held in zip(commits, held, strict=True) if not is_held]
 
 
 def unstage(lock: BodyLock, root: Path, ticket: str) -> None:

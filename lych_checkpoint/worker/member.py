@@ -57,14 +57,16 @@ class Member:
         leave: called once with an exit code when the worker must not start another task.
         is_ours: whether the generation that the gate saw still is the soul's; asked where Redis alone cannot tell.
         disk: returns the signature of the code on disk.
+        answer: answers a restore on another host that asks whether this one can follow.
     """
 
     def __init__(
         self, store: Store, entry: roster.Entry, *, leave: Callable[[int, str], None], is_ours: Callable[[], bool],
-        disk: Callable[[], str],
+        disk: Callable[[], str], answer: Callable[[Store], None],
     ) -> None:
         self._store, self._entry = store, entry
         self._leave, self._is_ours, self._disk = leave, is_ours, disk
+        self._answer, self._staging = answer, False
         self._disk_read_s = 0.0
         self._lock = threading.RLock()
         self._freeze: Freeze | None = None
@@ -113,7 +115,9 @@ class Member:
         return not self.left and self._freeze is None
 
     def survey(self) -> None:
-        """Read now and then which commits are on the disk. Apart from `look`, so that no ack waits for it."""
+        """Read now and then which commits are on the disk. Apart from `look`, so that no ack waits for git."""
+        if self._staging:
+            self._answer(self._store)
         if clock_s() - self._disk_read_s > _DISK_EVERY_S:
             self._disk_read_s = clock_s()
             disk = self._disk()
@@ -137,6 +141,7 @@ class Member:
             self._misses, self._ahead_s = 0, seen.now_ms / 1000 - time.monotonic()
             reborn = self._born_ms is not None and seen.born_ms != self._born_ms
             self._born_ms = seen.born_ms
+            self._staging = seen.journal == "staging"
             freeze, standing = self._freeze, seen.lease
             restoring = freeze is not None and freeze.mode == "restore"
             still = freeze is not None and standing is not None and standing.token == freeze.token

@@ -51,6 +51,9 @@ class Host(Protocol):
     def on_disk(self) -> str:
         """Return the signature of the body that is on disk now."""
 
+    def answer_restore(self, store: Store) -> None:
+        """Tell a restore on another host whether this one can follow."""
+
     def check_generation(self, generation: int) -> None:
         """Raise what forbids to go on when a restore has come since that generation, or when that cannot be known."""
 
@@ -106,7 +109,7 @@ class Membership(bootsteps.StartStopStep):
             store = host.open_store()
             worker.lych_member = member = Member(
                 store, self._entry(worker, host, boot, str(path)), disk=host.on_disk, leave=self._leaver(worker),
-                is_ours=lambda: host.generation_stands(worker.lych_generation),
+                is_ours=lambda: host.generation_stands(worker.lych_generation), answer=host.answer_restore,
             )
             member.barrier = self._barrier(worker, host, member)
             member.look()

@@ -1,4 +1,4 @@
-"""Loopback wires that can be stalled or cut: a TCP relay per wire, all on one thread."""
+"""Wires that can be stalled or cut: a TCP relay per wire, from loopback or an address given, all on one thread."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _CHUNK_BYTES = 65536
 
 
 class Wire:
-    """A relay from its own loopback port to another. Made by `Exchange.wire`."""
+    """A relay from a port of its own to a loopback port. Made by `Exchange.wire`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, upstream: int) -> None:
         self._loop = loop
@@ -20,6 +20,7 @@ class Wire:
         self._flows.set()
         self._is_cut = False
         self._writers: set[asyncio.StreamWriter] = set()
+        self._server: asyncio.Server | None = None
         self.port = 0
 
     def stall(self) -> None:
@@ -34,10 +35,15 @@ class Wire:
         """Let everything pass again, what waited first."""
         self._loop.call_soon_threadsafe(self._mend)
 
-    async def listen(self) -> None:
+    async def listen(self, address: str) -> None:
         """Take a free port."""
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
+        self._server = await asyncio.start_server(self._serve, address, 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    def close(self) -> None:
+        """Give the port back."""
+        if self._server is not None:
+            self._server.close()
 
     def _cut(self) -> None:
         self._is_cut = True
@@ -84,11 +90,13 @@ class Exchange:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self.wires: list[Wire] = []
 
-    def wire(self, upstream: int) -> Wire:
-        """Return a new wire to the loopback port ``upstream``."""
+    def wire(self, upstream: int, address: str = "127.0.0.1") -> Wire:
+        """Return a new wire from ``address`` to the loopback port ``upstream``."""
         made = Wire(self._loop, upstream)
-        asyncio.run_coroutine_threadsafe(made.listen(), self._loop).result(5)
+        self.wires.append(made)
+        asyncio.run_coroutine_threadsafe(made.listen(address), self._loop).result(5)
         return made
 
 
@@ -98,16 +106,21 @@ def exchange() -> Iterator[Exchange]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="chaos-wires", daemon=True)
     thread.start()
+    made = Exchange(loop)
     try:
-        yield Exchange(loop)
+        yield made
     finally:
         with suppress(TimeoutError):
-            asyncio.run_coroutine_threadsafe(_end_all(), loop).result(5)
+            asyncio.run_coroutine_threadsafe(_end_all(made.wires), loop).result(5)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(5)
+        if not thread.is_alive():
+            loop.close()
 
 
-async def _end_all() -> None:
+async def _end_all(wires: list[Wire]) -> None:
+    for wire in wires:
+        wire.close()
     left = asyncio.all_tasks() - {asyncio.current_task()}
     for task in left:
         task.cancel()

@@ -142,7 +142,7 @@ def _check(ground: Ground) -> str:
         return "the journal is still open"
     if restore.recover(ground.open()) != {"recovered": None}:
         return "a second recover found something to do"
-    left = [path.name for path in ground.root.glob(".lych-stage/*")]
+    left = [path.name for path in ground.root.glob(".lych-stage/*") if path.name != "rebirth"]
     if left:
         return f"{', '.join(left)} is left in .lych-stage"
     if any("outcome" not in json.loads(note.read_bytes()) for note in ground.vault.glob("notes/restore-*.json")):

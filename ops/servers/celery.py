@@ -27,13 +27,16 @@ class CeleryProcess:
     @classmethod
     def worker(
         cls, app: str, name: str, *, directory: Path, environment: Mapping[str, str],
-        pool: str = "prefork", concurrency: int = 2, options: tuple[str, ...] = (),
+        pool: str = "prefork", concurrency: int = 2, options: tuple[str, ...] = (), within: tuple[str, ...] = (),
     ) -> Self:
-        """Start a worker `name`@local, its log in ``directory``/NAME.log; it is not ready yet."""
+        """Start a worker `name`@local, its log in ``directory``/NAME.log; it is not ready yet.
+
+        ``within`` is the command that runs it: another host, say.
+        """
         node = f"{name}@local"
         argv = ["worker", "-n", node, "--pool", pool, "-c", str(concurrency), "-l", "INFO", "--without-gossip",
                 "--without-mingle", *options]
-        return cls._start(app, argv, directory / f"{name}.log", environment, f"{node} ready.")
+        return cls._start(app, argv, directory / f"{name}.log", environment, f"{node} ready.", within)
 
     @classmethod
     def beat(cls, app: str, *, directory: Path, environment: Mapping[str, str]) -> Self:
@@ -117,10 +120,11 @@ class CeleryProcess:
 
     @classmethod
     def _start(
-        cls, app: str, argv: list[str], log: Path, environment: Mapping[str, str], ready_mark: str
+        cls, app: str, argv: list[str], log: Path, environment: Mapping[str, str], ready_mark: str,
+        within: tuple[str, ...] = (),
     ) -> Self:
         log.unlink(missing_ok=True)
-        child = spawn([sys.executable, "-m", "celery", "-A", app, *argv], log=log, environment=environment)
+        child = spawn([*within, sys.executable, "-m", "celery", "-A", app, *argv], log=log, environment=environment)
         return cls(child, log, ready_mark)
 
 

@@ -21,7 +21,7 @@ TIERS = (
     {"coordinator", "restore", "gate", "status", "doctor", "setup"},                 # verbs
     {"inspection", "restoration"},                                                   # what several verbs do
     {"federation"},                                                                  # what all verbs start from
-    {"soul"},                                                                        # parts …
+    {"soul", "hosts"},                                                               # parts …
     {"window", "rebuild"},
     {"freeze", "worker", "body", "seal", "journal", "witness", "broadcast", "environment"},
     {"drivers"},

@@ -68,7 +68,7 @@ class Worker:
         entry = roster.Entry(name=name, boot=self.boot, pool="solo", identity=Identity.mine(),
                              alive_file=str(self.alive_file), loaded="sha256:1", disk="", generation=generation)
         self.member = Member(store, entry, leave=lambda code, _why: self.exits.append(code),
-                             is_ours=lambda: self.stands, disk=lambda: "sha256:1")
+                             is_ours=lambda: self.stands, disk=lambda: "sha256:1", answer=lambda _store: None)
         self.barrier = Barrier(self._start, exempt=lambda _name: False, places=None,
                                may_start=self.member.may_start, wake=lambda: None, drained=self.member.say,
                                flag=bytearray(1))
