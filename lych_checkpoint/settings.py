@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     """Paths or globs below the root; a leading `!` leaves out."""
     vault: Path | None = None
     """Where checkpoints live; `~/.local/state/lych/<federation>` if unset."""
-    driver: Literal["auto", "btrfs", "dump"] = "auto"
+    driver: Literal["auto", "btrfs", "reflink", "dump"] = "auto"
     """How the soul is captured; a named one is required, never replaced silently."""
     pgdata: Path | None = None
     """The server's data directory, for physical drivers; asked of the server if unset."""

@@ -8,10 +8,12 @@ from types import MappingProxyType
 from lych_checkpoint.drivers.base import Driver, Ground
 from lych_checkpoint.drivers.btrfs import BtrfsDriver
 from lych_checkpoint.drivers.dump import DumpDriver
+from lych_checkpoint.drivers.reflink import ReflinkDriver
 from lych_checkpoint.errors import CheckpointError, Refused
 
 #: In the order in which `auto` tries them: the shortest window first.
-DRIVERS: Mapping[str, Callable[[Ground], Driver]] = MappingProxyType({"btrfs": BtrfsDriver, "dump": DumpDriver})
+DRIVERS: Mapping[str, Callable[[Ground], Driver]] = MappingProxyType(
+    {"btrfs": BtrfsDriver, "reflink": ReflinkDriver, "dump": DumpDriver})
 
 
 def reports(ground: Ground) -> list[tuple[str, str | None]]:

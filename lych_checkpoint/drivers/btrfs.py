@@ -1,77 +1,45 @@
-"""Btrfs: the whole cluster by one read-only snapshot of PGDATA's subvolume.
-
-Snapshots lie beside PGDATA in `.lych-<name>/<checkpoint>`. A restore makes a writable snapshot there, runs it on a
-private socket until it has recovered, and exchanges it with PGDATA while the server is stopped. Subvolumes are told
-apart by uuid, which an exchange does not change, so every step knows after a kill whether it was done.
-"""
+"""Btrfs: the whole cluster by one read-only snapshot of PGDATA's subvolume, see `aside`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from lych_checkpoint.database import Connection, connect, host_and_name, speaking
-from lych_checkpoint.database.address import is_local
-from lych_checkpoint.database.server import checkpoint_now, describe, system_identifier, unlogged_with_rows
-from lych_checkpoint.drivers import btrfs_calls
+from lych_checkpoint.database import connect, speaking
+from lych_checkpoint.database.server import Server, checkpoint_now
+from lych_checkpoint.drivers import btrfs_calls, kernel
+from lych_checkpoint.drivers.aside import Aside, evidence_of
 from lych_checkpoint.drivers.base import Evidence, Ground
-from lych_checkpoint.drivers.btrfs_calls import Subvolume
-from lych_checkpoint.drivers.btrfs_ground import HELPER, major_of, unfit
-from lych_checkpoint.drivers.postmaster import Postmaster
-from lych_checkpoint.drivers.programs import need
-from lych_checkpoint.drivers.shelf import Shelf
-from lych_checkpoint.errors import Refused
-from lych_checkpoint.process import Owner, run
+from lych_checkpoint.drivers.cluster import writable_beside
+from lych_checkpoint.drivers.subvolumes import Subvolumes
 
 
-class BtrfsDriver:
+class BtrfsDriver(Aside[Subvolumes]):
     """A snapshot ioctl in the window; exchange of two subvolumes at the restore."""
 
     name = "btrfs"
 
     def __init__(self, ground: Ground) -> None:
-        self._ground = ground
-        self._shelf_known: Shelf | None = None
-        self._connection: Connection | None = None
-        self._taking = ""
+        super().__init__(ground, Subvolumes)
 
-    def probe(self) -> str | None:
-        """Return None, or why no snapshot can capture this cluster. Raises Away if the server is not there."""
-        with connect(self._ground.url) as connection, speaking(connection):
-            server, identifier = describe(connection), system_identifier(connection)
-        if not is_local(self._ground.url):
-            return "the server is on another machine"
-        pgdata = self._ground.pgdata or (Path(server.data_directory) if server.data_directory else None)
-        if pgdata is None:
-            return f"role {server.role} may not see data_directory: set LYCH_PGDATA"
-        try:
-            return unfit(server, identifier, pgdata.resolve(), self._ground.pg_bin)
-        except PermissionError as error:
-            return f"{error.filename or pgdata} cannot be looked at: {HELPER}"
-        except OSError as error:
-            return f"{error.filename or pgdata}: {error.strerror}"
-
-    def preflight(self) -> list[str]:
-        """Refuse what crash recovery would lose; warn of what a snapshot brings back besides."""
-        with connect(self._ground.url) as connection, speaking(connection):
-            server, emptied = describe(connection), unlogged_with_rows(connection)
-        where = host_and_name(self._ground.url)
-        if emptied:
-            raise Refused(f"the UNLOGGED table {emptied[0]} has rows, which a restored snapshot would lose", where,
-                          f"ALTER TABLE {emptied[0]} SET LOGGED, or LYCH_DRIVER=dump", "unlogged")
-        nested = btrfs_calls.nested(self._shelf().pgdata)
-        if nested:
-            raise Refused(f"{nested[0]} is a file system of its own, which no snapshot of PGDATA holds", where,
-                          "move it into PGDATA's subvolume, or LYCH_DRIVER=dump", "nested-subvolume")
-        warnings = []
-        if server.neighbours:
-            warnings.append(f"btrfs captures the whole cluster: {', '.join(server.neighbours)} come back too, their "
-                            "sequences may skip values and their UNLOGGED tables come back empty")
-        with btrfs_calls.directory(self._shelf().pgdata) as pgdata:
-            if not btrfs_calls.is_no_cow(pgdata):
-                warnings.append("PGDATA has no +C (it takes effect only before initdb): slower writes")
-        return warnings
+    def no_place(self, pgdata: Path) -> str | None:
+        """Return None, or why no snapshot can be taken of ``pgdata`` or exchanged with it."""
+        with kernel.directory(pgdata) as top, kernel.directory(pgdata.parent) as parent:
+            try:
+                mine = btrfs_calls.file_system(top)
+            except OSError:
+                return f"{pgdata} is on no Btrfs"
+            if not btrfs_calls.is_subvolume(top):
+                return f"{pgdata} is no subvolume of its own"
+            if kernel.is_mount_point(pgdata):
+                return f"{pgdata} is a mount point, which cannot be exchanged: put PGDATA one directory below it"
+            try:
+                beside = btrfs_calls.file_system(parent)
+            except OSError:
+                beside = ""
+            if beside != mine:
+                return f"{pgdata.parent} is not on the same Btrfs as {pgdata}"
+            btrfs_calls.info(top)  # a kernel before 4.18, or a sandbox, says no here and not in the window
+        return writable_beside(pgdata)
 
     def prepare(self, checkpoint: str, into: Path) -> None:  # noqa: ARG002 - nothing lies in the vault
         """CHECKPOINT and flush, so that the snapshot has little to write and its restore little to recover."""
@@ -90,181 +58,11 @@ class BtrfsDriver:
         """Flush, and write down the snapshot's identity."""
         shelf = self._shelf()
         shelf.sync()
-        made = shelf.find(self._taking)
-        if made is None:
-            raise Refused("the snapshot is gone", str(shelf.path / self._taking), "create again")
-        return _evidence(shelf, self._taking, made)
+        return evidence_of(shelf, self._taking)
 
-    def abort(self) -> None:
-        """Remove the snapshot, if it was taken."""
-        if self._taking:
-            self._shelf().remove(self._taking)
-
-    def verify(self, evidence: Evidence, folder: Path, *, deep: bool = False) -> list[str]:
-        """Compare the snapshot's identity; with ``deep`` recover a copy of it and check every page's checksum."""
-        shelf = self._shelf_of(evidence)
-        path = shelf.path / str(evidence["snapshot"])
-        found = shelf.find(str(evidence["snapshot"]))
-        if found is None:
-            return [f"the snapshot {path} is gone"]
-        damages = []
-        if found.uuid != evidence["uuid"]:
-            damages.append(f"{path} is another subvolume than the one that was sealed")
-        elif not found.read_only:
-            damages.append(f"{path} was made writable")
-        elif found.generation != evidence["generation"]:
-            damages.append(f"{path} changed since it was sealed")
-        if not damages and deep:
-            damages += self._check_pages(evidence, folder)
-        return damages
-
-    def plan_stage(self, evidence: Evidence, ticket: str) -> Evidence:
-        """Name the subvolume of this restore; changes nothing."""
-        shelf = self._shelf_of(evidence)
-        with connect(self._ground.url) as connection, speaking(connection):
-            config = describe(connection).config_file
-        outside = config if config and not Path(config).resolve().is_relative_to(shelf.pgdata) else ""
-        return {
-            "pgdata": str(shelf.pgdata), "config_file": outside, "live_uuid": shelf.live().uuid,
-            "stage": f"stage-{ticket}", "uuid": "", "displaced": f"displaced-{ticket}",
-        }
-
-    def stage(self, evidence: Evidence, folder: Path, ticket: str) -> Evidence:  # noqa: ARG002 - nothing lies there
-        """Make a writable snapshot aside. What an earlier try of this ticket left is made anew."""
-        plan, shelf = self.plan_stage(evidence, ticket), self._shelf_of(evidence)
-        name = str(plan["stage"])
-        noted = shelf.noted(name)
-        if noted is not None and shelf.live().uuid == noted["uuid"]:
-            raise Refused(f"restore {ticket} was switched already", str(shelf.pgdata), "lych-checkpoint recover")
-        self._clear(shelf, name)
-        made = shelf.unfold(str(evidence["snapshot"]), name)
-        # What lies under this name after the switch is the displaced data: only the note tells it from a stage.
-        shelf.note(name, {"uuid": made.uuid})
-        return {**plan, "uuid": made.uuid}
-
-    @contextmanager
-    def opened(self, staged: Evidence) -> Iterator[str]:
-        """Run the staged data on a private socket; recovered on entry, stopped cleanly on exit."""
-        shelf = self._shelf_of(staged)
-        found = shelf.find(str(staged["stage"]))
-        if found is None or found.uuid != staged["uuid"]:
-            raise Refused("the staged data are not there", str(shelf.path / str(staged["stage"])), "restore again")
-        server = self._postmaster(shelf.path / str(staged["stage"]), str(staged["config_file"]))
-        with server.private(self._ground.url) as url:
-            yield url
-        shelf.sync()
-
-    def shut_out(self) -> None:
-        """Do nothing: `switch` stops the server, and what others write until then is kept whole in the displaced."""
-
-    def let_in(self) -> None:
-        """Do nothing: a started server takes connections."""
-
-    def switch(self, staged: Evidence) -> None:
-        """Stop the server, exchange, start."""
-        self._exchange(staged, str(staged["uuid"]))
-
-    def switch_back(self, staged: Evidence) -> None:
-        """Undo `switch`; the staged data stay as they are now."""
-        shelf = self._shelf_of(staged)
-        kept = shelf.find(str(staged["displaced"]))
-        if kept is not None and kept.uuid == staged["live_uuid"]:
-            shelf.close(str(staged["displaced"]), read_only=False)
-            shelf.move(str(staged["displaced"]), str(staged["stage"]))
-        self._exchange(staged, str(staged["live_uuid"]))
-
-    def displaced(self, staged: Evidence) -> Evidence:
-        """Make the displaced subvolume read-only under a name of its own: kept whole, and not a byte copied."""
-        shelf, name = self._shelf_of(staged), str(staged["displaced"])
-        if shelf.find(name) is None:
-            found = shelf.find(str(staged["stage"]))
-            if found is None or found.uuid != staged["live_uuid"]:
-                raise Refused("nothing was displaced", str(shelf.path), "lych-checkpoint recover")
-            shelf.move(str(staged["stage"]), name)
-        made = shelf.close(name, read_only=True)
-        shelf.forget(str(staged["stage"]))
-        return _evidence(shelf, name, made)
-
-    def discard_stage(self, staged: Evidence) -> None:
-        """Remove staged data; displaced data under the same name are left alone."""
-        shelf, name = self._shelf_of(staged), str(staged["stage"])
-        found = shelf.find(name)
-        if found is not None and found.uuid != staged["live_uuid"]:
-            self._clear(shelf, name)
-
-    def discard(self, evidence: Evidence) -> None:
-        """Remove a checkpoint's snapshot."""
-        self._shelf_of(evidence).remove(str(evidence["snapshot"]))
-
-    def standing(self) -> list[str]:
-        """Return what is odd about the live server: it must run in PGDATA as it is now, and say so."""
-        shelf = self._shelf()
-        with connect(self._ground.url) as connection, speaking(connection):
-            said = describe(connection).data_directory
-        odd = []
-        if said and Path(said).resolve() != shelf.pgdata:
-            odd.append(f"the server runs in {said}, not in {shelf.pgdata}")
-        if not self._postmaster(shelf.pgdata).users():
-            odd.append(f"no process works in {shelf.pgdata}")
-        return odd
-
-    def _exchange(self, staged: Evidence, wanted: str) -> None:
-        shelf = self._shelf_of(staged)
-        config = str(staged["config_file"])
-        if shelf.live().uuid != wanted:
-            aside = shelf.find(str(staged["stage"]))
-            if aside is None or aside.uuid != wanted:
-                raise Refused(f"the subvolume {wanted} is not there", str(shelf.path), "lych-checkpoint recover")
-            self._postmaster(shelf.pgdata, config).stop()
-            self._postmaster(shelf.path / str(staged["stage"]), config).stop()
-            shelf.swap(str(staged["stage"]))
-        self._postmaster(shelf.pgdata, config).start(shelf.path / "server.log")
-
-    def _clear(self, shelf: Shelf, name: str) -> None:
-        if shelf.find(name) is not None:
-            self._postmaster(shelf.path / name).stop()  # a killed try may have left its private server
-            shelf.remove(name)
-        shelf.forget(name)
-
-    def _check_pages(self, evidence: Evidence, folder: Path) -> list[str]:
-        staged = self.stage(evidence, folder, "verify")
-        shelf = self._shelf_of(staged)
-        try:
-            with self.opened(staged):
-                pass  # pg_checksums wants a cluster that was shut down
-            program = need("pg_checksums", self._ground.pg_bin, major_of(shelf.pgdata))
-            run([program, "--check", "-D", shelf.path / str(staged["stage"])], owner=Owner.of(shelf.pgdata),
-                cwd=Path("/"), timeout_s=24 * 3600)
-        except Refused as error:
-            return [f"{shelf.path / str(evidence['snapshot'])}: {error.what}"]
-        finally:
-            self.discard_stage(staged)
-        return []
-
-    def _postmaster(self, pgdata: Path, config_file: str = "") -> Postmaster:
-        return Postmaster(
-            pgdata=pgdata, owner=Owner.of(pgdata), pg_ctl=need("pg_ctl", self._ground.pg_bin, major_of(pgdata)),
-            control=self._ground.control if pgdata == self._shelf().pgdata else "pg_ctl", config_file=config_file,
-        )
-
-    def _shelf(self) -> Shelf:
-        if self._shelf_known is None:
-            pgdata = self._ground.pgdata
-            if pgdata is None:
-                with connect(self._ground.url) as connection, speaking(connection):
-                    pgdata = Path(describe(connection).data_directory)
-            self._shelf_known = Shelf(pgdata.resolve())
-        return self._shelf_known
-
-    def _shelf_of(self, evidence: Evidence) -> Shelf:
-        # From the evidence, so that a restore goes on while the server is stopped and cannot be asked.
-        pgdata = Path(str(evidence["pgdata"]))
-        self._shelf_known = self._shelf_known or Shelf(pgdata)
-        if self._shelf_known.pgdata != pgdata:
-            raise Refused(f"this checkpoint is of the cluster in {pgdata}", str(self._shelf_known.pgdata),
-                          "set LYCH_PGDATA", "other-pgdata")
-        return self._shelf_known
-
-
-def _evidence(shelf: Shelf, name: str, made: Subvolume) -> Evidence:
-    return {"pgdata": str(shelf.pgdata), "snapshot": name, "uuid": made.uuid, "generation": made.generation}
+    def _warnings(self, server: Server) -> list[str]:
+        warnings = super()._warnings(server)
+        with kernel.directory(self._shelf().pgdata) as pgdata:
+            if not kernel.is_no_cow(pgdata):
+                warnings.append("PGDATA has no +C (it takes effect only before initdb): slower writes")
+        return warnings

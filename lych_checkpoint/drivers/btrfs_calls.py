@@ -1,21 +1,15 @@
-"""Btrfs through the kernel: no program to start in the window, no library to install.
-
-Directories are given by descriptor and names are single components, so that no symlink that the data's owner plants
-leads root astray. All calls raise OSError.
-"""
+"""Btrfs through the kernel: no program to start in the window, no library to install. See `kernel` for the manner."""
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import shutil
 import struct
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+
+from lych_checkpoint.drivers.kernel import directory
 
 _SNAP_CREATE_V2 = 0x50009417
 _SNAP_DESTROY = 0x5000940F
@@ -23,9 +17,7 @@ _SUBVOL_GETFLAGS = 0x80089419
 _SUBVOL_SETFLAGS = 0x4008941A
 _GET_SUBVOL_INFO = 0x81F8943C
 _FS_INFO = 0x8400941F
-_GETFLAGS = 0x80086601
 _READ_ONLY = 1 << 1
-_NO_COW = 0x00800000
 _ARGS_V2 = struct.Struct("=qQQ32s4040s")
 _ARGS = struct.Struct("=q4088s")
 #: treeid, name, parent_id, dirid, generation, flags, uuid, parent_uuid, received_uuid, ctransid; then others.
@@ -33,8 +25,6 @@ _INFO = struct.Struct("=Q256sQQQQ16s16s16sQ")
 _INFO_BYTES = 504
 #: The inode number of every subvolume's top directory.
 _TOP = 256
-_RENAME_EXCHANGE = 2
-_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,16 +39,6 @@ class Subvolume:
     parent_uuid: str
     generation: int
     read_only: bool
-
-
-@contextmanager
-def directory(path: str | Path, *, inside: int | None = None) -> Iterator[int]:
-    """Yield a descriptor of a directory; a symlink in its last component is refused."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=inside)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def is_subvolume(descriptor: int) -> bool:
@@ -111,47 +91,6 @@ def destroy(inside: int, name: str) -> None:
         with directory(name, inside=inside) as descriptor:
             set_read_only(descriptor, read_only=False)
         shutil.rmtree(name, dir_fd=inside)
-
-
-def exchange(first: tuple[int, str], second: tuple[int, str]) -> None:
-    """Exchange two directory entries atomically; each is (directory, name)."""
-    if _LIBC.renameat2(first[0], os.fsencode(first[1]), second[0], os.fsencode(second[1]), _RENAME_EXCHANGE):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), second[1])
-
-
-def sync(descriptor: int) -> None:
-    """Bring all of the descriptor's file system onto the disk."""
-    if _LIBC.syncfs(descriptor):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-
-
-def is_no_cow(descriptor: int) -> bool:
-    """Whether new files here are written in place (`chattr +C`)."""
-    answer = bytearray(8)
-    fcntl.ioctl(descriptor, _GETFLAGS, answer)
-    return bool(struct.unpack("=Q", answer)[0] & _NO_COW)
-
-
-def nested(top: Path) -> list[Path]:
-    """Return what below ``top`` a snapshot of it would lack: subvolumes and mounted file systems."""
-    device = top.stat().st_dev
-    found = []
-    for root, names, _ in os.walk(top):
-        for name in list(names):
-            path = Path(root) / name
-            with suppress(FileNotFoundError):
-                if path.stat(follow_symlinks=False).st_dev != device:
-                    found.append(path)
-                    names.remove(name)
-    return found
-
-
-def is_mount_point(path: Path) -> bool:
-    """Whether something is mounted right here. Device numbers prove nothing: every subvolume has its own."""
-    points = (line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
-    return os.fsencode(path) in {os.fsencode(point).decode("unicode_escape").encode("latin-1") for point in points}
 
 
 def _flags(descriptor: int) -> int:

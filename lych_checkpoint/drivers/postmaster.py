@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import tempfile
@@ -21,6 +22,8 @@ _STOP_S = 120
 _START_S = 3600
 _DIE_S = 30.0
 _PORT = 5432
+#: What becomes a server, and what its command line then says: pg_ctl, its shell, the server until it enters PGDATA.
+_STARTERS = {"pg_ctl": b"\0start\0", "sh": b"\0-c\0exec ", "postgres": b""}
 #: The line of postmaster.pid, from 0, that says `ready`.
 _STATUS_LINE = 7
 #: A private server must not listen, archive, replicate, wait for standbys, run other people's background jobs, or
@@ -71,26 +74,37 @@ class Postmaster:
                 found.append(int(entry.name))
         return found
 
+    def starting(self) -> list[int]:
+        """Return the processes that are about to start a server on PGDATA, or wait for it.
+
+        Whoever was killed in a start leaves them, and they do not work in PGDATA yet: they would begin in whatever
+        bears its name a moment later.
+        """
+        named = re.compile(re.escape(os.fsencode(self.pgdata)) + rb'["\0\s]')
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with suppress(OSError):
+                    starts = _STARTERS.get((entry / "comm").read_text().strip())
+                    said = (entry / "cmdline").read_bytes()
+                    if starts is not None and starts in said and named.search(said):
+                        found.append(int(entry.name))
+        return found
+
     def stop(self) -> None:
         """Stop the server and prove that no process of it is left.
 
         Raises:
             Refused: it does not stop (code ``server-runs``).
         """
-        if self.users():
-            if self.control == "pg_ctl":
-                try:
-                    self._pg_ctl("stop", "-m", "fast")
-                except Refused:
-                    with suppress(Refused):  # the proof below decides
-                        self._pg_ctl("stop", "-m", "immediate")
-            else:
-                run(self._command("stop"), timeout_s=_STOP_S)
-        deadline = time.monotonic() + _DIE_S
-        while left := self.users():
+        deadline, asked = time.monotonic() + _DIE_S, False
+        while left := [*self.users(), *self.starting()]:
             if time.monotonic() > deadline:
-                raise Refused(f"process {left[0]} still works in the data directory", str(self.pgdata),
-                              "stop the server", "server-runs")
+                raise Refused(f"process {left[0]} still works in the data directory, or starts a server there",
+                              str(self.pgdata), "stop the server", "server-runs")
+            if self.users() and not (asked and self.control != "pg_ctl"):
+                self._ask_to_stop()  # again: who only begins has no lock file yet for pg_ctl to read
+                deadline, asked = deadline if asked else time.monotonic() + _DIE_S, True
             time.sleep(0.01)
 
     def start(self, log: Path) -> None:
@@ -150,6 +164,16 @@ class Postmaster:
             lines = log.read_text(errors="replace").splitlines()[-3:] if log.exists() else []
             raise Refused(f"the server does not start: {' | '.join(lines) or error.what}", str(self.pgdata),
                           f"read {log}", "server-does-not-start") from error
+
+    def _ask_to_stop(self) -> None:
+        if self.control != "pg_ctl":
+            run(self._command("stop"), timeout_s=_STOP_S)
+            return
+        try:
+            self._pg_ctl("stop", "-m", "fast")
+        except Refused:
+            with suppress(Refused):  # the caller's proof decides
+                self._pg_ctl("stop", "-m", "immediate")
 
     def _pg_ctl(self, *arguments: str, timeout_s: float = _STOP_S) -> None:
         run([self.pg_ctl, *arguments, "-w", "-D", self.pgdata], owner=self.owner, cwd=Path("/"), timeout_s=timeout_s)

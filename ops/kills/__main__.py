@@ -18,9 +18,11 @@ from ops.kills.ground import Ground
 from ops.kills.matrix import Outcome
 from ops.kills.point import STEPS
 from ops.servers.child import ServerError
-from ops.servers.filesystems import is_btrfs, loop_mount, remove_with_subvolumes
+from ops.servers.filesystems import Kind, is_btrfs, loop_mount, remove_with_subvolumes
 
-DRIVERS = ("btrfs", "dump")
+DRIVERS = ("btrfs", "reflink", "dump")
+#: What a driver needs to stand on, and the variable that names a directory there for who is not root.
+GROUNDS: dict[str, tuple[Kind, str]] = {"btrfs": ("btrfs", "LYCH_TEST_BTRFS"), "reflink": ("xfs", "LYCH_TEST_XFS")}
 _COLUMNS = tuple((when, who) for when in ("before", "in", "after") for who in ("alone", "group"))
 
 
@@ -61,11 +63,12 @@ def kill(driver: str, sample: int, seed: int) -> Iterator[Outcome]:
 
 @contextmanager
 def place(driver: str) -> Iterator[Path]:
-    """Yield a directory for one driver: `btrfs` needs root, or LYCH_TEST_BTRFS."""
+    """Yield a directory for one driver: physical ones need root, or the variable in `GROUNDS`."""
     with ExitStack() as stack:
-        parent = os.environ.get("LYCH_TEST_BTRFS") if driver == "btrfs" else None
-        if driver == "btrfs" and parent is None:
-            parent = str(stack.enter_context(loop_mount("btrfs")))
+        parent = None
+        if driver in GROUNDS:
+            kind, variable = GROUNDS[driver]
+            parent = os.environ.get(variable) or str(stack.enter_context(loop_mount(kind)))
         home = Path(tempfile.mkdtemp(prefix="lych-kills-", dir=parent))
         home.chmod(0o711)
         stack.callback(remove_with_subvolumes if is_btrfs(home) else shutil.rmtree, home)

@@ -146,6 +146,8 @@ class PostgresNode:
         if pid is not None:
             signal_pid(pid, signal.SIGKILL)
             wait_until(lambda: self._reaped(pid), timeout_s=10, else_say=lambda: f"postmaster {pid} does not die")
+        if self._child is not None:
+            self._child.poll()  # see `stop`
 
     def close(self) -> None:
         """Stop the server and remove what `start_new` made; never fails on what is gone already."""

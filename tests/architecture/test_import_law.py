@@ -47,7 +47,7 @@ WORLDS = {
     "kombu": {"worker", "broadcast"},
     "billiard": {"worker"},
     # Kernel calls that Python has no name for.
-    "ctypes": {"body", "drivers/btrfs_calls.py"},
+    "ctypes": {"body", "drivers/kernel.py"},
 }
 #: Standard ones that are nobody's business here: another door to a world, or a habit with hidden costs.
 FORBIDDEN = {"multiprocessing", "asyncio", "pickle", "shelve", "sqlite3", "http", "ftplib", "telnetlib", "xmlrpc",

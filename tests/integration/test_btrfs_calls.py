@@ -9,24 +9,24 @@ from pathlib import Path
 
 import pytest
 
-from lych_checkpoint.drivers import btrfs_calls
-from lych_checkpoint.drivers.shelf import Shelf
+from lych_checkpoint.drivers import btrfs_calls, kernel
+from lych_checkpoint.drivers.subvolumes import Subvolumes
 from lych_checkpoint.errors import Refused
 from ops.servers.filesystems import make_pgdata_subvolume
 
 
 @pytest.fixture
-def shelf(btrfs: Path, request: pytest.FixtureRequest) -> Shelf:
+def shelf(btrfs: Path, request: pytest.FixtureRequest) -> Subvolumes:
     directory = btrfs / request.node.name.replace("/", " ")
     directory.mkdir()
     make_pgdata_subvolume(directory / "data")
     (directory / "data" / "file").write_text("one")
-    made = Shelf(directory / "data")
+    made = Subvolumes(directory / "data")
     made.make()
     return made
 
 
-def test_a_snapshot_is_read_only_and_keeps_its_identity_when_it_is_restored_from(shelf: Shelf) -> None:
+def test_a_snapshot_is_read_only_and_keeps_its_identity_when_it_is_restored_from(shelf: Subvolumes) -> None:
     shelf.take("sealed")
     shelf.sync()
     before = shelf.find("sealed")
@@ -43,7 +43,7 @@ def test_a_snapshot_is_read_only_and_keeps_its_identity_when_it_is_restored_from
 
 
 @pytest.mark.parametrize("tamper", ["write", "append", "remove", "chmod"])
-def test_changed_content_changes_the_generation(shelf: Shelf, tamper: str) -> None:
+def test_changed_content_changes_the_generation(shelf: Subvolumes, tamper: str) -> None:
     shelf.take("sealed")
     shelf.sync()
     before = shelf.find("sealed")
@@ -65,7 +65,7 @@ def test_changed_content_changes_the_generation(shelf: Shelf, tamper: str) -> No
     assert after.uuid == before.uuid
 
 
-def test_an_exchange_swaps_the_data_and_not_the_identities(shelf: Shelf) -> None:
+def test_an_exchange_swaps_the_data_and_not_the_identities(shelf: Subvolumes) -> None:
     shelf.take("sealed")
     staged = shelf.unfold("sealed", "stage-1")
     (shelf.pgdata / "file").write_text("two")
@@ -77,27 +77,27 @@ def test_an_exchange_swaps_the_data_and_not_the_identities(shelf: Shelf) -> None
     assert aside is not None
     assert aside.uuid == live.uuid
     assert (shelf.path / "stage-1" / "file").read_text() == "two"
-    with btrfs_calls.directory(shelf.pgdata) as descriptor:
-        assert btrfs_calls.is_no_cow(descriptor)
+    with kernel.directory(shelf.pgdata) as descriptor:
+        assert kernel.is_no_cow(descriptor)
 
 
-def test_what_a_snapshot_would_lack_is_found(shelf: Shelf) -> None:
-    assert btrfs_calls.nested(shelf.pgdata) == []
+def test_what_a_snapshot_would_lack_is_found(shelf: Subvolumes) -> None:
+    assert kernel.nested(shelf.pgdata) == []
     (shelf.pgdata / "base").mkdir()
     make_pgdata_subvolume(shelf.pgdata / "base" / "inner")
-    assert btrfs_calls.nested(shelf.pgdata) == [shelf.pgdata / "base" / "inner"]
+    assert kernel.nested(shelf.pgdata) == [shelf.pgdata / "base" / "inner"]
 
 
-def test_a_mount_point_is_told_from_a_subvolume(btrfs: Path, shelf: Shelf) -> None:
-    assert not btrfs_calls.is_mount_point(shelf.pgdata)
-    with btrfs_calls.directory(shelf.pgdata) as inner, btrfs_calls.directory(btrfs) as outer:
+def test_a_mount_point_is_told_from_a_subvolume(btrfs: Path, shelf: Subvolumes) -> None:
+    assert not kernel.is_mount_point(shelf.pgdata)
+    with kernel.directory(shelf.pgdata) as inner, kernel.directory(btrfs) as outer:
         assert btrfs_calls.is_subvolume(inner)
         assert btrfs_calls.file_system(inner) == btrfs_calls.file_system(outer)
     if "LYCH_TEST_BTRFS" not in os.environ:
-        assert btrfs_calls.is_mount_point(btrfs)
+        assert kernel.is_mount_point(btrfs)
 
 
-def test_a_symlink_in_place_of_the_shelf_is_refused(shelf: Shelf, tmp_path: Path) -> None:
+def test_a_symlink_in_place_of_the_shelf_is_refused(shelf: Subvolumes, tmp_path: Path) -> None:
     shelf.path.rmdir()
     shelf.path.symlink_to(tmp_path)
     with pytest.raises(OSError, match=r"Not a directory|symbolic"):
@@ -105,19 +105,19 @@ def test_a_symlink_in_place_of_the_shelf_is_refused(shelf: Shelf, tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_shelf_that_others_may_write_is_refused(shelf: Shelf) -> None:
+def test_a_shelf_that_others_may_write_is_refused(shelf: Subvolumes) -> None:
     shelf.path.chmod(0o777)
     with pytest.raises(Refused, match="others may write"):
         shelf.take("sealed")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b"])
-def test_only_single_names_reach_the_kernel(shelf: Shelf, name: str) -> None:
+def test_only_single_names_reach_the_kernel(shelf: Subvolumes, name: str) -> None:
     with pytest.raises(ValueError, match="single name"):
         shelf.take(name)
 
 
-def test_an_ordinary_user_can_do_all_of_it_with_his_own_data(shelf: Shelf) -> None:
+def test_an_ordinary_user_can_do_all_of_it_with_his_own_data(shelf: Subvolumes) -> None:
     if os.geteuid() == 0:
         nobody = pwd.getpwnam("nobody")
         for path in (shelf.pgdata.parent, shelf.pgdata, shelf.pgdata / "file", shelf.path):
@@ -130,7 +130,7 @@ def test_an_ordinary_user_can_do_all_of_it_with_his_own_data(shelf: Shelf) -> No
     assert (shelf.pgdata / "file").read_text() == "one"
 
 
-def _whole_life(shelf: Shelf) -> None:
+def _whole_life(shelf: Subvolumes) -> None:
     shelf.take("sealed")
     shelf.sync()
     staged = shelf.unfold("sealed", "stage-1")

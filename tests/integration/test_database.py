@@ -204,6 +204,7 @@ def test_a_driver_that_does_not_fit_is_refused_with_every_reason(postgres: Postg
     with pytest.raises(Refused, match="no Btrfs") as caught:
         Soul.open(ground, "btrfs", "refuse")
     assert caught.value.code == "driver-unavailable"
+    assert "reflink=1" in str(dict(Soul.reports(ground))["reflink"] or "reflink=1")
     with pytest.raises(Refused, match="there is no driver"):
         Soul.open(ground, "tape", "refuse")
     with pytest.raises(Refused, match=r"btrfs: .* dump: pg_dump was not found"):

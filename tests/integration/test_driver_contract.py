@@ -18,17 +18,22 @@ import pytest
 
 from lych_checkpoint import witness
 from lych_checkpoint.database import connect, rows
+from lych_checkpoint.drivers import DRIVERS
 from lych_checkpoint.drivers.base import Ground
-from lych_checkpoint.errors import Damage, Refused
+from lych_checkpoint.drivers.postmaster import Postmaster
+from lych_checkpoint.errors import Away, Damage, Refused
 from lych_checkpoint.manifest import SoulFacts
 from lych_checkpoint.soul import Soul
 from ops.servers.filesystems import make_pgdata_subvolume
 from ops.servers.postgres import PostgresNode
+from tests.fixtures.client import wait_until
 from tests.fixtures.lacking import lacks
 from tests.fixtures.places import open_directory
 from tests.integration import soul_data
 
 _numbers = itertools.count()
+#: For what does not depend on the server's release, and takes long.
+newest = pytest.mark.parametrize("node", DRIVERS, indirect=True, scope="module")
 
 
 @dataclass
@@ -61,7 +66,7 @@ class Place:
         return staged
 
 
-@pytest.fixture(scope="module", params=["dump", "dump-15", "btrfs", "btrfs-15"])
+@pytest.fixture(scope="module", params=[name for driver in DRIVERS for name in (driver, f"{driver}-15")])
 def node(request: pytest.FixtureRequest) -> Iterator[tuple[str, PostgresNode]]:
     driver, _, version = request.param.partition("-")
     pg_bin = Path(f"/usr/lib/postgresql/{version}/bin") if version else None
@@ -71,6 +76,11 @@ def node(request: pytest.FixtureRequest) -> Iterator[tuple[str, PostgresNode]]:
         directory = request.getfixturevalue("btrfs") / f"server{version}"
         directory.mkdir(mode=0o711)
         make_pgdata_subvolume(directory / "pgdata")
+        with PostgresNode.start_new(directory, pg_bin=pg_bin) as made:
+            yield driver, made
+    elif driver == "reflink":
+        directory = request.getfixturevalue("xfs") / f"server{version}"
+        directory.mkdir(mode=0o711)
         with PostgresNode.start_new(directory, pg_bin=pg_bin) as made:
             yield driver, made
     else:
@@ -103,6 +113,7 @@ def test_the_soul_comes_back_as_it_was_in_the_window(place: Place) -> None:
         frozen = soul_data.picture(place.url)
         capture.end()
         with soul_data.load(place.url):
+            time.sleep(0.3)  # what is written now must not come back
             facts = capture.finish()
     assert soul.verify(facts, folder, deep=True) == []
     soul_data.ruin(place.url)
@@ -125,6 +136,7 @@ def test_the_soul_comes_back_as_it_was_in_the_window(place: Place) -> None:
     assert facts.generation == 1
 
 
+@newest
 def test_every_step_may_be_done_twice_and_undone(place: Place) -> None:
     soul = place.soul()
     frozen = soul_data.picture(place.url)
@@ -151,6 +163,7 @@ def test_every_step_may_be_done_twice_and_undone(place: Place) -> None:
     assert soul.verify(facts, folder) == []
 
 
+@newest
 def test_a_kill_in_the_middle_of_staging_leaves_nothing_that_the_plan_does_not_name(place: Place) -> None:
     soul = place.soul()
     facts, folder = place.captured(soul)
@@ -164,6 +177,7 @@ def test_a_kill_in_the_middle_of_staging_leaves_nothing_that_the_plan_does_not_n
     assert soul_data.picture(place.url) == before
 
 
+@newest
 def test_what_was_displaced_can_be_sealed_and_restored_again(place: Place) -> None:
     soul = place.soul()
     facts, folder = place.captured(soul)
@@ -193,6 +207,7 @@ def test_what_was_displaced_can_be_sealed_and_restored_again(place: Place) -> No
     assert soul_data.picture(place.url) == ruined
 
 
+@newest
 def test_a_switch_can_be_undone_after_the_displaced_was_named(place: Place) -> None:
     soul = place.soul()
     facts, folder = place.captured(soul)
@@ -208,6 +223,7 @@ def test_a_switch_can_be_undone_after_the_displaced_was_named(place: Place) -> N
     assert _left(place, ticket) == []
 
 
+@newest
 def test_no_switch_without_staged_data(place: Place) -> None:
     soul = place.soul()
     facts, folder = place.captured(soul)
@@ -219,6 +235,7 @@ def test_no_switch_without_staged_data(place: Place) -> None:
     assert soul_data.picture(place.url) == before
 
 
+@newest
 def test_check_refuses_data_that_are_not_the_restored_ones(place: Place) -> None:
     soul = place.soul()
     facts, _ = place.captured(soul)
@@ -227,6 +244,7 @@ def test_check_refuses_data_that_are_not_the_restored_ones(place: Place) -> None
     assert caught.value.code == "soul-differs"
 
 
+@newest
 def test_staged_data_lacking_a_sequence_are_damage(place: Place) -> None:
     soul = place.soul()
     facts, folder = place.captured(soul)
@@ -275,6 +293,30 @@ def test_a_failed_capture_leaves_nothing_and_tells_the_first_error(place: Place)
             rows(connection, "LOCK TABLE app.account IN ACCESS EXCLUSIVE MODE")
 
 
+def test_a_server_that_dies_in_a_capture_seals_nothing_and_leaves_nothing(place: Place) -> None:
+    soul = place.soul()
+    with connect(place.url) as connection:
+        sequences = {name for name, in rows(connection, """
+            SELECT format('%I.%I', schemaname, sequencename) FROM pg_sequences""")}
+    for moment in range(3):
+        before = soul_data.picture(place.url)
+        folder = place.into / str(moment) / "soul"
+        with pytest.raises((Away, Refused)), soul.capturing(name := f"c{next(_numbers)}", folder) as capture:
+            try:
+                for number, act in enumerate((capture.begin, capture.take, capture.end)):
+                    if number == moment:
+                        place.node.kill()
+                    act()
+                capture.finish()
+            finally:
+                _revive(place.node)
+        assert _left(place, name) == []
+        after = soul_data.picture(place.url)
+        assert {key for key in before if after[key] != before[key]} <= sequences, "a crash may skip values of those"
+    facts, folder = place.captured(place.soul())
+    assert soul.verify(facts, folder) == []
+
+
 def test_ddl_right_after_the_capture_loses_nothing(place: Place) -> None:
     soul = place.soul()
     frozen = soul_data.picture(place.url)
@@ -298,7 +340,7 @@ def test_ddl_right_after_the_capture_loses_nothing(place: Place) -> None:
 def test_unlogged_tables_are_refused_or_kept(place: Place) -> None:
     soul = place.soul()
     _run(place.url, "INSERT INTO app.scratch SELECT generate_series(1, 1000)")
-    if place.driver == "btrfs":
+    if place.driver != "dump":
         with pytest.raises(Refused, match=r"app\.scratch") as caught:
             soul.preflight()
         assert caught.value.code == "unlogged"
@@ -312,6 +354,7 @@ def test_unlogged_tables_are_refused_or_kept(place: Place) -> None:
         assert rows(connection, "SELECT count(*) FROM app.scratch") == [(1000,)]
 
 
+@newest
 @pytest.mark.slow
 def test_a_kill_at_any_point_of_a_switch_leaves_a_way_on_and_a_way_back(place: Place) -> None:
     soul = place.soul()
@@ -340,8 +383,9 @@ def test_a_kill_at_any_point_of_a_switch_leaves_a_way_on_and_a_way_back(place: P
     assert outcomes == {"old", "new"}
 
 
+@newest
 def test_the_server_is_stopped_and_started_by_the_users_own_commands(place: Place, tmp_path: Path) -> None:
-    if place.driver != "btrfs":
+    if place.driver == "dump":
         assert place.soul().driver.standing() == []  # nothing is ever stopped
         return
     user = ["runuser", "-u", str(place.node.owner), "--"] if os.geteuid() == 0 else []
@@ -352,7 +396,7 @@ def test_the_server_is_stopped_and_started_by_the_users_own_commands(place: Plac
             "start": ["sh", "-c", f"touch {traced} && cd / && {shlex.join([*pg_ctl, '-l', '/dev/null', 'start'])}"],
             "stop": ["sh", "-c", f"cd / && {shlex.join([*pg_ctl, '-m', 'fast', 'stop'])}"],
         }))
-    soul = Soul.open(ground, "btrfs", "refuse")
+    soul = Soul.open(ground, place.driver, "refuse")
     facts, folder = place.captured(soul)
     frozen = soul_data.picture(place.url)
     soul_data.ruin(place.url)
@@ -363,6 +407,26 @@ def test_the_server_is_stopped_and_started_by_the_users_own_commands(place: Plac
     assert soul_data.picture(place.url) == frozen
 
 
+@newest
+def test_a_server_without_its_lock_file_yet_is_stopped_too(place: Place) -> None:
+    if place.driver == "dump":
+        return  # nothing is ever stopped
+    lock, hidden = place.node.pgdata / "postmaster.pid", place.node.pgdata / "hidden"
+    lock.rename(hidden)
+    come = threading.Timer(0.5, hidden.rename, [lock])
+    come.start()
+    try:
+        shown = Postmaster(pgdata=place.node.pgdata, owner=place.node.owner, pg_ctl=place.node.pg_bin / "pg_ctl")
+        shown.stop()
+        assert not shown.users()
+    finally:
+        come.join()
+        lock.unlink(missing_ok=True)
+        place.node.stop()
+        place.node.start()
+
+
+@newest
 def test_clients_can_connect_again_at_once_after_the_switch(place: Place) -> None:
     soul = place.soul()
     facts, folder = place.captured(soul)
@@ -389,6 +453,18 @@ def _killed_after(delay_s: float, act: Callable[[], object]) -> None:
     time.sleep(delay_s)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
+
+
+def _revive(node: PostgresNode) -> None:
+    """Start a killed server when the last of its orphans is gone: they hold its shared memory.
+
+    Without its lock files: a postmaster that nobody reaps counts as running.
+    """
+    shown = Postmaster(pgdata=node.pgdata, owner=node.owner, pg_ctl=node.pg_bin / "pg_ctl")
+    wait_until(lambda: not shown.users())
+    for path in (node.pgdata / "postmaster.pid", *node.socket_directory.glob(".s.*.lock")):
+        path.unlink(missing_ok=True)
+    node.start()
 
 
 def _run(url: str, statement: str) -> None:

@@ -1,13 +1,13 @@
-"""Whether a cluster stands on Btrfs the way a snapshot of it needs."""
+"""Whether a cluster can be copied as files: whole, by us, and to a place beside it."""
 
 from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 from lych_checkpoint.database.server import Server
-from lych_checkpoint.drivers import btrfs_calls
 from lych_checkpoint.drivers.programs import find
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.process import Owner, run
@@ -15,12 +15,22 @@ from lych_checkpoint.process import Owner, run
 HELPER = "run as that user or as root (LYCH_HELPER is not supported yet)"
 
 
-def unfit(server: Server, identifier: str, pgdata: Path, pg_bin: Path | None) -> str | None:
-    """Return None, or why ``pgdata`` (without symlinks) cannot be captured by a snapshot. Raises OSError."""
+def unfit(
+    server: Server, identifier: str, pgdata: Path, pg_bin: Path | None, no_place: Callable[[Path], str | None]
+) -> str | None:
+    """Return None, or why ``pgdata`` (without symlinks) cannot be captured as files. Raises OSError.
+
+    Args:
+        server: what it says of itself.
+        identifier: of its cluster.
+        pgdata: its directory, as far as we know.
+        pg_bin: LYCH_PG_BIN.
+        no_place: why this file system, or where PGDATA stands on it, does not do.
+    """
     owner = Owner.of(pgdata)
     if not owner.is_me and os.geteuid() != 0:
         return f"{pgdata} belongs to {owner}: {HELPER}"
-    reason = _no_subvolume(pgdata) or _other_cluster(server, identifier, pgdata) or _outside(pgdata)
+    reason = no_place(pgdata) or _other_cluster(server, identifier, pgdata) or _outside(pgdata)
     if reason is not None:
         return reason
     if not server.checksums:
@@ -37,26 +47,11 @@ def major_of(pgdata: Path) -> int:
     return int((pgdata / "PG_VERSION").read_text().split(".")[0])
 
 
-def _no_subvolume(pgdata: Path) -> str | None:
-    with btrfs_calls.directory(pgdata) as top, btrfs_calls.directory(pgdata.parent) as parent:
-        try:
-            mine = btrfs_calls.file_system(top)
-        except OSError:
-            return f"{pgdata} is on no Btrfs"
-        if not btrfs_calls.is_subvolume(top):
-            return f"{pgdata} is no subvolume of its own"
-        if btrfs_calls.is_mount_point(pgdata):
-            return f"{pgdata} is a mount point, which cannot be exchanged: put PGDATA one directory below it"
-        try:
-            beside = btrfs_calls.file_system(parent)
-        except OSError:
-            beside = ""
-        if beside != mine:
-            return f"{pgdata.parent} is not on the same Btrfs as {pgdata}"
-        btrfs_calls.info(top)  # a kernel before 4.18, or a sandbox, says no here and not in the window
-    if not os.access(pgdata.parent, os.W_OK, effective_ids=True):
-        return f"{pgdata.parent} cannot be written: snapshots lie beside PGDATA"
-    return None
+def writable_beside(pgdata: Path) -> str | None:
+    """Return None, or why no copies can lie beside ``pgdata``."""
+    if os.access(pgdata.parent, os.W_OK, effective_ids=True):
+        return None
+    return f"{pgdata.parent} cannot be written: copies lie beside PGDATA"
 
 
 def _other_cluster(server: Server, identifier: str, pgdata: Path) -> str | None:
