@@ -1,0 +1,152 @@
+"""A restore fails closed: whatever befalls a worker or Redis during it, no task runs on a mixed or foreign pair."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+
+from lych_checkpoint import coordinator, gate
+from lych_checkpoint.federation import Federation
+from ops.servers.celery import CeleryProcess
+from tests.fixtures.client import publish, wait_until
+from tests.fixtures.federation import commit, git
+from tests.fixtures.opened import wait_for_workers
+from tests.fixtures.workers import Workers
+
+Opened = Callable[..., Federation]
+_COUNT = 6
+
+
+@pytest.fixture
+def changed(opened: Opened, federation_root: Path, database: str) -> tuple[Federation, str]:
+    """A checkpoint of the first version, with the second one live; the core's first commit."""
+    federation = opened()
+    first = git(federation_root / "core", "rev-parse", "HEAD")
+    with psycopg.connect(database) as connection:
+        connection.execute("create table version as select 1 as number")
+    coordinator.create(federation, coordinator.Request())
+    commit(federation_root / "core", {"core/__init__.py": "VERSION = 2\n"})
+    with psycopg.connect(database) as connection:
+        connection.execute("update version set number = 2")
+    gate.check(federation)
+    return federation, first
+
+
+@contextmanager
+def restoring(environment: Mapping[str, str], vault: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a restore in a process of its own for the body of the `with`."""
+    child = subprocess.Popen([sys.executable, "-m", "lych_checkpoint", "restore", "latest", "--yes"],
+                             env={**os.environ, **environment}, cwd=vault.parent)
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+
+
+def phase(vault: Path) -> str:
+    """Return the phase of the open restore, or nothing."""
+    try:
+        return str(json.loads((vault / "journal.json").read_bytes())["phase"])
+    except (OSError, ValueError):
+        return ""
+
+
+def check_new_pair(
+    workers: Workers, old: CeleryProcess, root: Path, first: str, database: str, redis_url: str, tag: int,
+) -> None:
+    """Check that all tasks, those of before too, ran on the pair that came back, and none in the old worker."""
+    publish(redis_url, _COUNT, first=tag)
+    fresh = workers.start("fresh", pool="solo")
+    wait_until(lambda: len(workers.ends()) == 2 * _COUNT)
+    assert {one["pid"] for one in workers.starts()} == {fresh.pid}
+    assert fresh.pid != old.pid
+    assert git(root / "core", "rev-parse", "HEAD") == first
+    with psycopg.connect(database) as connection:
+        assert connection.execute("select number from version").fetchone() == (1,)
+
+
+def test_redis_wiped_in_the_middle_of_a_switch(
+    changed: tuple[Federation, str], workers: Workers, federation_root: Path, database: str, redis_url: str,
+) -> None:
+    federation, first = changed
+    worker = workers.start("old", pool="solo")
+    wait_for_workers(federation, 1)
+    vault = federation.vault.root
+    with restoring(workers.environment, vault) as child:
+        wait_until(lambda: phase(vault) == "switching")
+        with redis.Redis.from_url(redis_url) as client:
+            client.flushall()
+        publish(redis_url, _COUNT)  # whoever thaws by absence starts them
+        assert child.wait(60) in (0, 6)
+        assert worker.wait_exit() == 75
+    assert workers.starts() == []
+    if phase(vault):
+        assert subprocess.run([sys.executable, "-m", "lych_checkpoint", "recover"], check=False,
+                              env={**os.environ, **workers.environment}).returncode == 0
+    check_new_pair(workers, worker, federation_root, first, database, redis_url, _COUNT)
+
+
+def test_worker_stopped_through_a_whole_restore(
+    changed: tuple[Federation, str], workers: Workers, federation_root: Path, database: str, redis_url: str,
+) -> None:
+    federation, first = changed
+    worker = workers.start("old", pool="solo")
+    wait_for_workers(federation, 1)
+    vault = federation.vault.root
+    with restoring(workers.environment, vault) as child:
+        wait_until(lambda: phase(vault) == "closing")
+        worker.send(signal.SIGSTOP)
+        try:
+            assert child.wait(60) == 0
+            publish(redis_url, _COUNT)
+        finally:
+            worker.send(signal.SIGCONT)
+        assert worker.wait_exit() == 75
+    assert workers.starts() == []
+    check_new_pair(workers, worker, federation_root, first, database, redis_url, _COUNT)
+
+
+def test_worker_whose_restore_was_killed_stays_closed_until_it_leaves(
+    changed: tuple[Federation, str], workers: Workers, redis_url: str,
+) -> None:
+    federation, _ = changed
+    worker = workers.start("old", pool="solo")
+    wait_for_workers(federation, 1)
+    vault = federation.vault.root
+    with restoring({**workers.environment, "LYCH_LEASE_S": "2"}, vault) as child:
+        wait_until(lambda: phase(vault) == "closing")
+        child.kill()
+        publish(redis_url, _COUNT)
+        assert worker.wait_exit() == 75
+    assert workers.starts() == []
+    assert workers.start("next", pool="solo", wait=False).wait_exit() == 75  # the restore is still open
+    assert workers.starts() == []
+
+
+def test_worker_that_imported_the_old_code_just_before_a_restore(
+    changed: tuple[Federation, str], workers: Workers, federation_root: Path, database: str, redis_url: str,
+    tmp_path: Path,
+) -> None:
+    federation, first = changed
+    go = tmp_path / "go"
+    late = workers.start("late", pool="solo", wait=False, environment={"LYCH_TEST_IMPORT_UNTIL": str(go)})
+    wait_until(go.with_suffix(".waits").exists)
+    with restoring(workers.environment, federation.vault.root) as child:
+        assert child.wait(60) == 0
+    publish(redis_url, _COUNT)
+    go.touch()
+    assert late.wait_exit() == 75
+    assert "changed since" in late.text
+    assert workers.starts() == []
+    check_new_pair(workers, late, federation_root, first, database, redis_url, _COUNT)
