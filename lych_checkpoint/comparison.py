@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from lych_checkpoint import body, environment, restore
+from lych_checkpoint import body, environment
 from lych_checkpoint.database import connect
 from lych_checkpoint.errors import Damage
 from lych_checkpoint.federation import Federation
 from lych_checkpoint.manifest import BodyLock, Environment, RepoPin
+from lych_checkpoint.plan import plan
 
 #: Names the body and the database as they are.
 NOW = "now"
@@ -25,7 +26,7 @@ def diff(federation: Federation, old: str, new: str) -> dict[str, Any]:
 
     Returns:
         ``old`` and ``new`` (ids, or ``now``), ``repos`` by path (see `body.Comparison`), ``environment`` (what
-        differs, by name, as ``{old, new}``), and ``restore``: the plan of `restore`, or None.
+        differs, by name, as ``{old, new}``), and ``restore``: the `plan` of one, or None.
 
     Raises:
         UnknownName: no such checkpoint.
@@ -40,7 +41,7 @@ def diff(federation: Federation, old: str, new: str) -> dict[str, Any]:
         "repos": {path: one.as_json()
                   for path, one in body.compare(old_pins, new_pins, federation.settings.root).items()},
         "environment": _changes(old_around, new_around),
-        "restore": restore.plan(federation, sealed[0]) if len(sealed) == 1 else None,
+        "restore": plan(federation, sealed[0]) if len(sealed) == 1 else None,
     }
 
 

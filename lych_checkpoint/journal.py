@@ -106,8 +106,8 @@ def advance(vault: Vault, phase: str, **facts: Any) -> Journal:
     return _write(vault, replace(known, phase=phase, **facts))
 
 
-def close(vault: Vault, outcome: str) -> None:
-    """End the open restore and keep its record, with how it ended, in the vault's notes.
+def close(vault: Vault, outcome: str, **more: Any) -> None:
+    """End the open restore and keep its record, with how it ended and what else is told, in the vault's notes.
 
     The record is durable before the journal goes: a crash between the two leaves the restore open.
     """
@@ -115,7 +115,8 @@ def close(vault: Vault, outcome: str) -> None:
     if known is None:
         return
     kept = vault.root / "notes" / f"restore-{known.ticket}.json"
-    write_atomic(kept, canonical({"version": VERSION, "release": RELEASE, **asdict(known), "outcome": outcome}))
+    write_atomic(kept, canonical({"version": VERSION, "release": RELEASE, **asdict(known), "outcome": outcome,
+                                   **more}))
     with writing(vault.root / _FILE):
         (vault.root / _FILE).unlink()
         flush_directory(vault.root)

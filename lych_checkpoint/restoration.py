@@ -21,6 +21,11 @@ from lych_checkpoint.manifest import BodyLock, FreezeFacts, Manifest, witnessed
 from lych_checkpoint.soul import Soul
 from lych_checkpoint.vault import write_atomic
 
+#: The phases whose times a restore keeps: from the second to the last but one nobody works.
+PHASES = ("stage", "freeze", "close", "switch", "awake", "finish")
+#: How the record of a restore says that it ended well.
+RESTORED = "restored"
+
 logger = logging.getLogger(__name__)
 
 
@@ -122,8 +127,8 @@ class Restoration:
             self._remove_displaced()
         body.unstage(self._lock, self._root, entry.ticket)
         marks.mark_journal(federation.store(), "")
-        journal.close(federation.vault, "restored")
         self._time("finish")
+        journal.close(federation.vault, RESTORED, driver=self._manifest.soul.driver, phases_ms=self._phases_ms)
 
     def undo(self, why: str) -> None:
         """Bring the old pair back and leave nothing staged."""

@@ -10,37 +10,12 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
-from lych_checkpoint import body, freeze, inspection, journal, witness
-from lych_checkpoint.database import connect
+from lych_checkpoint import body, freeze, inspection, journal
 from lych_checkpoint.errors import Refused, RestoreOpen, UnknownName
 from lych_checkpoint.federation import Federation
 from lych_checkpoint.lease import gone, lease, lock, marks
 from lych_checkpoint.manifest import Manifest
-from lych_checkpoint.restoration import Restoration, next_generation
-
-
-def plan(federation: Federation, name: str) -> dict[str, Any]:
-    """Say what a restore would bring and take; changes nothing.
-
-    Raises:
-        UnknownName: no such checkpoint.
-        Damage: its sealed bytes are not what was sealed.
-    """
-    manifest = _verified(federation, name)
-    settings = federation.settings
-    needed_bytes, free_bytes = _room(federation)
-    standing = body.survey(settings.root, settings.core, settings.extensions)
-    with connect(settings.need("database_url")) as connection:
-        known = witness.read(connection)
-    return {
-        "checkpoint": manifest.id, "created_at": manifest.created_at, "driver": manifest.soul.driver,
-        "generation": {"from": known.generation if known else None, "to": next_generation(federation, known)},
-        "repos": {
-            path: {"from": standing[path].commit if path in standing else None, "to": manifest.repos.get(path)}
-            for path in sorted({*standing, *manifest.repos})
-        },
-        "safety": {"needed_bytes": needed_bytes, "free_bytes": free_bytes, "fits": needed_bytes <= free_bytes},
-    }
+from lych_checkpoint.restoration import Restoration
 
 
 def restore(federation: Federation, name: str, app: Any = None, *, safety: bool = True) -> dict[str, Any]:
@@ -61,8 +36,8 @@ def restore(federation: Federation, name: str, app: Any = None, *, safety: bool 
         if journal.read(federation.vault) is not None:
             raise RestoreOpen("an earlier restore has not ended", str(federation.vault.root),
                               "lych-checkpoint recover")
-        manifest = _verified(federation, name)
-        needed_bytes, free_bytes = _room(federation)
+        manifest = verified(federation, name)
+        needed_bytes, free_bytes = room(federation)
         if safety and needed_bytes > free_bytes:
             raise Refused(f"what it displaces may need {needed_bytes >> 20} MiB; {free_bytes >> 20} are free",
                           str(federation.vault.root), "make room, or restore with --no-safety", "no-room")
@@ -84,7 +59,7 @@ def restore(federation: Federation, name: str, app: Any = None, *, safety: bool 
         return work.document()
 
 
-def _room(federation: Federation) -> tuple[int, int]:
+def room(federation: Federation) -> tuple[int, int]:
     """Return the bytes that a safety copy may need in the vault, and those that are free there.
 
     Only bundles lie there: the displaced data stay where they are, under another name.
@@ -137,7 +112,8 @@ def _end_dead_freeze(federation: Federation) -> None:
         lease.drop(federation.store(), standing.token)
 
 
-def _verified(federation: Federation, name: str) -> Manifest:
+def verified(federation: Federation, name: str) -> Manifest:
+    """Return the manifest of a checkpoint that is whole, and this federation's."""
     manifest = federation.vault.manifest(inspection.verify(federation, name)["id"])
     if manifest.uuid != federation.uuid:
         raise Refused("this checkpoint belongs to another federation", manifest.id, "", "foreign-checkpoint")

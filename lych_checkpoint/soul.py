@@ -21,11 +21,16 @@ from lych_checkpoint.drivers.programs import find
 from lych_checkpoint.errors import Damage, Refused
 from lych_checkpoint.manifest import SoulFacts
 from lych_checkpoint.process import run
+from lych_checkpoint.records import canonical
+from lych_checkpoint.vault import write_atomic
 from lych_checkpoint.window import Capture
 
 _AMCHECK_S = 24 * 3600
 #: With this pg_amcheck ends when it found damage; with 1 when it could not look.
 _AMCHECK_DAMAGE = 2
+
+#: In the checkpoint's `soul/`: how many rows had been written, for the plan of a restore.
+ACTIVITY = "activity.json"
 
 Writers = Literal["refuse", "fence", "note"]
 
@@ -93,16 +98,21 @@ class Soul:
             self.driver.prepare(checkpoint_id, into)
             with ExitStack() as stack:
                 capture = Capture.prepared(self._ground.url, self.driver, self._writers, stack)
+                write_atomic(into / ACTIVITY, canonical(capture.activity))
                 yield capture
                 finished = capture.finished
         except BaseException as error:
             try:
-                self.driver.abort()
+                self._abort(into)
             except Exception as second:  # noqa: BLE001 - whatever it is, the first error is the one to hear of
                 error.add_note(f"what was captured could not be removed: {second}")
             raise
         if not finished:
-            self.driver.abort()
+            self._abort(into)
+
+    def _abort(self, into: Path) -> None:
+        (into / ACTIVITY).unlink(missing_ok=True)
+        self.driver.abort()
 
     def verify(self, facts: SoulFacts, folder: Path, *, deep: bool = False) -> list[str]:
         """Return each damage in one sentence; the files' digests were checked by the caller."""

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import Literal
 
 from lych_checkpoint import witness
-from lych_checkpoint.database import Connection, connect, host_and_name, patient, quiet, sequences, speaking
+from lych_checkpoint.database import Connection, activity, connect, host_and_name, patient, quiet, sequences, speaking
 from lych_checkpoint.database.server import system_identifier
 from lych_checkpoint.drivers.base import Driver
 from lych_checkpoint.errors import Refused
@@ -31,6 +31,7 @@ class Capture:
         self._began: quiet.Reading | None = None
         self._sequences: tuple[Sequence, ...] = ()
         self._noted: tuple[str, ...] = ()
+        self.activity = activity.read(watch)
         self.finished = False
 
     @classmethod
@@ -50,7 +51,7 @@ class Capture:
             quiet.flush(flush)
             quiet.look(watch)
             sequences.read(watch)
-        return cls(driver, writers, url, watch, flush, fence)
+            return cls(driver, writers, url, watch, flush, fence)
 
     def begin(self) -> None:
         """Prove that nobody writes, first of all in the window.

@@ -34,9 +34,10 @@ def restore_command(*, name: str | None, undo: bool, dry_run: bool, no_safety: b
     _leave_the_body("restore", *[name] * (name is not None), *["--undo"] * undo, *["--dry-run"] * dry_run,
                     *["--no-safety"] * no_safety, *["--yes"] * yes)
     from lych_checkpoint import restore
+    from lych_checkpoint.plan import plan as plan_of
 
     federation = answer.federation()
-    plan = restore.plan(federation, name or restore.newest_safety(federation))
+    plan = plan_of(federation, name or restore.newest_safety(federation))
     if dry_run:
         answer.say(plan, plan_lines(plan))
         return

@@ -72,13 +72,30 @@ def agree(question: str, *, yes: bool) -> None:
 
 def plan_lines(plan: dict[str, Any]) -> list[str]:
     """Return the plan of a restore, line by line."""
-    generation = plan["generation"]
-    safety = plan["safety"]
-    rows = [(path, (one["from"] or "-")[:12], (one["to"] or "-")[:12]) for path, one in plan["repos"].items()]
+    generation, safety, expected, rows = plan["generation"], plan["safety"], plan["expected"], plan["rows"]
+    repos = [(path, (one["from"] or "-")[:12], (one["to"] or "-")[:12], _count(one["goes"]), _count(one["comes"]))
+             for path, one in plan["repos"].items()]
+    written = [(name, *(str(count) for count in counts.values())) for name, counts in (rows or {}).items()]
     return [
-        f"{plan['checkpoint']} of {plan['created_at']}, {plan['driver']}",
+        f"{plan['checkpoint']} of {plan['created_at']}, {_age(plan['age_s'])} ago, {plan['driver']}",
         f"generation {generation['from']} becomes {generation['to']}",
-        *table(rows, ("repository", "goes", "comes")),
+        *table(repos, ("repository", "from", "to", "commits go", "come")),
+        *["how many rows changed since is not known"] * (rows is None),
+        *["no row changed since, by the server's statistics"] * (rows == {}),
+        *(table(written, ("changes that go", "inserted", "updated", "deleted")) if written else []),
         *[f"no room to keep what goes (up to {safety['needed_bytes'] >> 20} MiB): needs --no-safety"]
         * (not safety["fits"]),
+        f"it took {expected['total_s']:g} s, of which workers stood still for {expected['still_s']:g} s (median of "
+        f"{expected['runs']})" if expected else "how long it takes is not known: none ran here with this driver",
     ]
+
+
+def _count(commits: dict[str, Any] | None) -> str:
+    return "?" if commits is None else str(commits["count"])
+
+
+def _age(age_s: float) -> str:
+    for unit, per_s in (("d", 86400), ("h", 3600), ("m", 60)):
+        if age_s >= 2 * per_s:
+            return f"{age_s / per_s:.0f}{unit}"
+    return f"{age_s:.0f}s"

@@ -18,6 +18,7 @@ TIERS = (
     {"cli", "plugin", "evolution"},                                                  # doors
     {"tasks"},                                                                       # the door that the plugin opens
     {"rebirth", "rehearsal", "comparison"},                                          # verbs that run another verb
+    {"plan"},
     {"coordinator", "restore", "gate", "status", "doctor", "setup"},                 # verbs
     {"inspection", "restoration"},                                                   # what several verbs do
     {"federation"},                                                                  # what all verbs start from
@@ -122,7 +123,7 @@ def test_files_are_rooms() -> None:
     ("vault/directory.py", "def late():\n    import lych_checkpoint.lease.lock"),
     ("body/scans.py", "from lych_checkpoint.witness import Witness"),
     ("errors.py", "from lych_checkpoint.records import digest"),
-    ("coordinator.py", "from lych_checkpoint.restore import plan"),
+    ("coordinator.py", "from lych_checkpoint.restore import restore"),
     ("coordinator.py", "import psycopg"),
     ("gate.py", "def late():\n    from redis.client import Redis"),
     ("soul.py", "import subprocess"),
