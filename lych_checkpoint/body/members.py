@@ -41,7 +41,7 @@ def find(root: Path, core: str, extensions: Sequence[str]) -> tuple[Member, ...]
     """Return what holds a ``.git``, sound or broken, sorted by path. What is listed and missing is left out.
 
     Raises:
-        Refused: a path or pattern leads out of the root (``leaves-root``).
+        Refused: a path or pattern leads out of the root (``leaves-root``), or a path is not UTF-8 (``odd-name``).
     """
     root = root.absolute()
     left_out = [pattern[1:] for pattern in extensions if pattern.startswith("!")]
@@ -57,6 +57,8 @@ def find(root: Path, core: str, extensions: Sequence[str]) -> tuple[Member, ...]
             if not directory.resolve().is_relative_to(root.resolve()):
                 raise Refused(f"leads out of the root to {directory.resolve()}", path,
                               "move the repository below LYCH_ROOT", "leaves-root")
+            if path != path.encode(errors="ignore").decode():
+                raise Refused("its name is not UTF-8: no lock could hold it", ascii(path), "rename it", "odd-name")
             members.append(Member(path, role, directory))
     return tuple(members)
 

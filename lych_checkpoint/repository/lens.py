@@ -59,7 +59,7 @@ class Lens:
 
 
 def prepare(
-    git_dir: Path, *, object_format: str, head: str, raw: bool = False, attributes: Path | None = None,
+    git_dir: Path, *, object_format: str, head: str, raw: bool = False, attributes: bytes = b"",
     leave_out: Sequence[bytes] = (), shared_indexes: Sequence[Path] = (),
 ) -> None:
     """Write a minimal git directory; writing over an earlier one is fine."""
@@ -69,8 +69,7 @@ def prepare(
     version = 1 if extension else 0
     (git_dir / "config").write_text(f"[core]\n\trepositoryformatversion = {version}\n\tbare = false\n{extension}")
     (git_dir / "HEAD").write_text(head + "\n")
-    own = attributes.read_bytes() if attributes is not None and attributes.is_file() else b""
-    (git_dir / "info" / "attributes").write_bytes(_RAW if raw else own)
+    (git_dir / "info" / "attributes").write_bytes(_RAW if raw else attributes)
     patterns = (b"/" + _SPECIAL.sub(rb"\\\1", path) for path in leave_out if b"\n" not in path)
     (git_dir / "info" / "exclude").write_bytes(b"".join(pattern + b"\n" for pattern in patterns))
     for shared in shared_indexes:
@@ -109,15 +108,15 @@ def opened(
         git_dir = Path(place)
         prepare(
             git_dir, object_format=configuration.object_format, head=head, raw=raw, leave_out=leave_out,
-            attributes=repository.common / "info" / "attributes",
+            attributes=repository.attributes(),
             shared_indexes=tuple(repository.git_dir.glob("sharedindex.*")),
         )
-        shallow = repository.common / "shallow"
+        shallow, excluded = repository.common / "shallow", repository.common / "info" / "exclude"
         yield Lens(
             git_dir=git_dir, work_tree=repository.directory, objects=repository.objects,
             index=git_dir / "index" if fresh else repository.index, alternates=tuple(alternates),
             configuration={**({} if raw else configuration.conversions),
-                           "core.excludesFile": str(repository.common / "info" / "exclude")},
+                           "core.excludesFile": str(excluded) if excluded.is_file() else os.devnull},
             leave_out=tuple(leave_out), shallow=shallow if shallow.is_file() else None, inherit=inherit,
         )
 

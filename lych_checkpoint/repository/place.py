@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,9 @@ BUSY = {
 _OBJECT_ID = re.compile(rb"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _SYMBOLIC = b"ref: "
 _MAX_DEPTH = 5
+#: What a file may hold that names a commit or a directory; what `packed-refs` may, with some millions of refs; and
+#: what git itself reads at most of attributes.
+_NAME_BYTES, _PACKED_BYTES, _ATTRIBUTES_BYTES = 1 << 16, 1 << 29, 100 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,9 @@ class Repository:
             if not git_dir.is_dir():
                 raise _none_at(directory)
             pointer = git_dir / "commondir"
-            common = (git_dir / os.fsdecode(pointer.read_bytes().rstrip(b"\n"))) if pointer.is_file() else git_dir
+            common = git_dir
+            if pointer.is_file():
+                common = git_dir / os.fsdecode(plain_bytes(pointer, _NAME_BYTES).rstrip(b"\n"))
             if (common / "reftable").is_dir():
                 raise Refused("keeps its refs in a reftable, which this release cannot read", str(directory),
                               "git refs migrate --ref-format=files", "reftable")
@@ -95,8 +101,7 @@ class Repository:
         name, value = _SYMBOLIC, self._read(b"HEAD")
         for _ in range(_MAX_DEPTH):
             if _OBJECT_ID.fullmatch(value):
-                branch = os.fsdecode(name.removeprefix(b"refs/heads/")) if name.startswith(b"refs/heads/") else ""
-                return Head(value.decode(), branch)
+                return Head(value.decode(), _branch(name))
             name = value.removeprefix(_SYMBOLIC).strip()
             if not value.startswith(_SYMBOLIC) or not name.startswith(b"refs/") or b".." in name:
                 raise _broken(self.directory, "HEAD names no commit")
@@ -111,6 +116,19 @@ class Repository:
         name = b"refs/heads/" + os.fsencode(branch)
         value = self._read(name) or self._packed(name)
         return value.decode() if _OBJECT_ID.fullmatch(value) else ""
+
+    def attributes(self) -> bytes:
+        """Return the attributes that are the repository's own, beside those in its files.
+
+        Raises:
+            Refused: they are no plain file (``broken``).
+        """
+        try:
+            return plain_bytes(self.common / "info" / "attributes", _ATTRIBUTES_BYTES)
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise _broken(self.directory, str(error)) from error
 
     def busy(self) -> tuple[str, ...]:
         """Return the names of `BUSY` that are there."""
@@ -129,7 +147,8 @@ class Repository:
         # HEAD, and refs that are a worktree's own, lie in its git directory; all others are shared.
         own = name == b"HEAD" or name.startswith((b"refs/worktree/", b"refs/bisect/"))
         try:
-            return (((self.git_dir if own else self.common) / os.fsdecode(name)).read_bytes()).strip()
+            place = self.git_dir if own else self.common
+            return plain_bytes(os.path.join(place, os.fsdecode(name)), _NAME_BYTES).strip()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return b""
         except OSError as error:
@@ -137,15 +156,43 @@ class Repository:
 
     def _packed(self, name: bytes) -> bytes:
         try:
-            packed = (self.common / "packed-refs").read_bytes()
+            packed = plain_bytes(self.common / "packed-refs", _PACKED_BYTES)
         except FileNotFoundError:
             return b""
+        except OSError as error:
+            raise _broken(self.directory, str(error)) from error
         found = re.search(rb"^([0-9a-f]{40,64}) " + re.escape(name) + rb"$", packed, re.MULTILINE)
         return found[1] if found else b""
 
 
+def plain_bytes(path: str | Path, most: int) -> bytes:
+    """Return what a plain file holds. One that stands for a pipe or a device would keep a reader for ever.
+
+    Raises:
+        OSError: it is none, holds more than ``most`` bytes, or cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        found = os.fstat(descriptor)
+        if stat.S_ISDIR(found.st_mode):
+            raise IsADirectoryError(path)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > most:
+            raise OSError(f"{path} is no plain file of at most {most} bytes")
+        return os.read(descriptor, found.st_size + 1)
+    finally:
+        os.close(descriptor)
+
+
+def _branch(ref: bytes) -> str:
+    """Return the branch's name; empty, as if detached, where a lock, which is UTF-8, could not hold it."""
+    try:
+        return ref.removeprefix(b"refs/heads/").decode() if ref.startswith(b"refs/heads/") else ""
+    except UnicodeDecodeError:
+        return ""
+
+
 def _follow_file(dot_git: Path) -> Path:
-    text = dot_git.read_bytes()
+    text = plain_bytes(dot_git, _NAME_BYTES)
     if not text.startswith(b"gitdir: "):
         raise OSError(f"{dot_git} is a file that names no git directory")
     target = dot_git.parent / os.fsdecode(text.removeprefix(b"gitdir: ").rstrip(b"\n"))
@@ -156,10 +203,10 @@ def _follow_file(dot_git: Path) -> Path:
 
 def _stat(path: Path) -> tuple[int, ...]:
     try:
-        stat = path.stat()
+        found = path.stat()
     except OSError:
         return ()
-    return (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 def looks_bare(directory: Path) -> bool:

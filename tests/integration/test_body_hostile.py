@@ -6,66 +6,23 @@ import hashlib
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lych_checkpoint import body
+from lych_checkpoint.errors import Refused
 from lych_checkpoint.manifest import BodyLock
 from lych_checkpoint.records import digest
 from lych_checkpoint.repository import objects
 from tests.fixtures.federation import commit, git, make_repository
 from tests.fixtures.lacking import need_root
+from tests.fixtures.traps import ATTRIBUTES, SPRINGS, Trap, make_racy, use
 from tests.fixtures.trees import contents
 
 EXTENSIONS = ("extensions/*",)
 PATHS = ("core", "extensions/alpha")
-HOOKS = ("reference-transaction", "post-checkout", "pre-commit", "post-commit", "post-index-change", "post-merge",
-         "fsmonitor-watchman", "pre-auto-gc", "post-rewrite", "update", "pre-receive", "post-receive", "post-update",
-         "proc-receive", "push-to-checkout", "applypatch-msg", "commit-msg", "prepare-commit-msg")
-
-
-class Trap:
-    """A program that leaves a mark, and all the places where git could be told to run it."""
-
-    def __init__(self, place: Path) -> None:
-        place.mkdir()
-        self.mark, self.program = place / "mark", place / "program"
-        self.program.write_text(f'#!/bin/sh\necho "$0 $*" >> "{self.mark}"\ncat\n')
-        self.program.chmod(0o755)
-
-    def sprung(self) -> str:
-        """What ran since the last question."""
-        found = self.mark.read_text() if self.mark.exists() else ""
-        self.mark.unlink(missing_ok=True)
-        return found
-
-    def set_in(self, directory: Path) -> None:
-        program, hooks = self.program, directory / ".git" / "evil-hooks"
-        hooks.mkdir()
-        for folder in (hooks, directory / ".git" / "hooks"):
-            folder.mkdir(exist_ok=True)
-            for hook in HOOKS:
-                shutil.copy2(program, folder / hook)
-        included = directory / ".git" / "included"
-        included.write_text(f'[filter "evil"]\n\tclean = {program}\n\tsmudge = {program}\n\tprocess = {program}\n'
-                            f'\trequired = true\n[diff "evil"]\n\ttextconv = {program}\n\tcommand = {program}\n'
-                            f'[merge "evil"]\n\tdriver = {program}\n')
-        for key, value in {
-            "core.fsmonitor": program, "core.hooksPath": hooks, "core.sshCommand": program, "core.pager": program,
-            "core.editor": program, "core.askPass": program, "core.gitProxy": program, "diff.external": program,
-            "core.alternateRefsCommand": program, "gpg.program": program, "credential.helper": program,
-            "sequence.editor": program, "uploadpack.packObjectsHook": program, "pager.status": program,
-            "pager.bundle": program, "alias.status": f"!{program}", "alias.update-ref": f"!{program}",
-            "protocol.allow": "always", "protocol.ext.allow": "always", "remote.origin.url": f"ext::{program}",
-            "remote.origin.uploadpack": program, "remote.origin.promisor": "true", "include.path": included,
-            "transfer.bundleURI": "true", "fetch.recurseSubmodules": "true", "submodule.recurse": "true",
-            "core.untrackedCache": "true", "core.splitIndex": "true", "gc.auto": "1", "gc.recentObjectsHook": program,
-        }.items():
-            git(directory, "-c", f"core.hooksPath={os.devnull}", "config", key, str(value))
-        info = directory / ".git" / "info"
-        info.mkdir(exist_ok=True)
-        (info / "attributes").write_text("*.evil filter=evil diff=evil merge=evil\n")
 
 
 @pytest.fixture
@@ -77,38 +34,41 @@ def trap(tmp_path: Path) -> Trap:
 def root(tmp_path: Path, trap: Trap) -> Path:
     root = tmp_path / "root"
     for path in PATHS:
-        attributes = "*.evil filter=evil diff=evil\n"
-        make_repository(root / path, {"a.evil": "a\n", "b": "1\n", ".gitattributes": attributes})
+        make_repository(root / path, {"a.evil": "a\n", "a.command": "a\n", "b": "1\n", ".gitattributes": ATTRIBUTES})
+        commit(root / path, {"a.command": "b\n", "a.process": "a\n", "b": "2\n"})
         trap.set_in(root / path)
     trap.sprung()
     return root
 
 
-def make_racy(root: Path) -> None:
-    """Make git compare every file's content, which is when a filter runs."""
+def make_all_racy(root: Path) -> None:
     for path in PATHS:
-        for file in (root / path).iterdir():
-            if file.is_file():
-                os.utime(file)
+        make_racy(root / path)
 
 
-def test_the_trap_works(root: Path, trap: Trap) -> None:
-    make_racy(root)
-    subprocess.run(["git", "-C", root / "core", "diff-files", "--name-only"], check=False, capture_output=True)
-    assert trap.sprung()
-    subprocess.run(["git", "-C", root / "core", "update-ref", "refs/x", "HEAD"], check=False, capture_output=True)
-    assert "reference-transaction" in trap.sprung()
+def test_every_trap_springs_on_whoever_just_uses_git(root: Path, trap: Trap, tmp_path: Path) -> None:
+    """Else a mark that is missing would prove nothing."""
+    other = tmp_path / "other"
+    git(tmp_path, "clone", "-q", root / "extensions/alpha", other)
+    (root / "core/.git/objects/info/alternates").write_text(f"{other}/.git/objects\n")
+    silent = []
+    for name, (arguments, stdin) in SPRINGS.items():
+        trap.sprung()
+        use(root / "core", arguments, stdin)
+        if f"{name} " not in trap.sprung():
+            silent.append(name)
+    assert silent == []
 
 
 def test_nothing_runs(root: Path, trap: Trap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SSH_COMMAND", "EXTERNAL_DIFF", "PROXY_COMMAND", "ASKPASS", "PAGER", "EDITOR"):
-        monkeypatch.setenv(f"GIT_{name}", str(trap.program))
+    for name, value in trap.environment(tmp_path / "home").items():
+        monkeypatch.setenv(name, value)
     bundles, shadow = tmp_path / "bundles", tmp_path / "shadow"
     members = body.discover(root, "core", EXTENSIONS)
-    make_racy(root)
+    make_all_racy(root)
     with body.scanning(members, body.Policy(dirty="capture", shadow=shadow)) as scan, body.pinned(scan, "c1"):
         assert trap.sprung() == ""
-        make_racy(root)
+        make_all_racy(root)
         body.recheck(scan)
         body.bundle(scan, "c1", bundles)
         lock = body.lock_of(scan, "c1", "now")
@@ -118,7 +78,7 @@ def test_nothing_runs(root: Path, trap: Trap, tmp_path: Path, monkeypatch: pytes
     for path in PATHS:
         (root / path / "a.evil").write_text("other\n")
         (root / path / "new.evil").write_text("new\n")
-        make_racy(root)
+        make_racy(root / path)
     body.verify(lock, root)
     body.survey(root, "core", EXTENSIONS)
     body.fingerprint(root, "core", EXTENSIONS)
@@ -139,6 +99,60 @@ def test_nothing_runs(root: Path, trap: Trap, tmp_path: Path, monkeypatch: pytes
     body.unstage(lock, root, "t1")
     body.unpin([members[0]], "c1")
     assert trap.sprung() == ""
+
+
+def endless_ref(core: Path) -> None:
+    (core / ".git/refs/heads/main").unlink()
+    os.mkfifo(core / ".git/refs/heads/main")
+
+
+def device_ref(core: Path) -> None:
+    (core / ".git/refs/heads/main").unlink()
+    (core / ".git/refs/heads/main").symlink_to("/dev/zero")
+
+
+def endless_packed_refs(core: Path) -> None:
+    (core / ".git/refs/heads/main").unlink()
+    os.mkfifo(core / ".git/packed-refs")
+
+
+def huge_head(core: Path) -> None:
+    os.truncate(core / ".git/HEAD", 1 << 40)
+
+
+def endless_attributes(core: Path) -> None:
+    os.mkfifo(core / ".git/info/attributes")
+
+
+@pytest.mark.parametrize("spoil", [endless_ref, device_ref, endless_packed_refs, huge_head, endless_attributes])
+def test_what_never_ends_is_refused_at_once(federation_root: Path, spoil: Callable[[Path], None]) -> None:
+    spoil(federation_root / "core")
+    with pytest.raises(Refused) as refused:
+        body.scan(body.discover(federation_root, "core", EXTENSIONS))
+    assert refused.value.code == "broken"
+    body.fingerprint(federation_root, "core", EXTENSIONS)
+
+
+def test_a_terabyte_is_not_captured(federation_root: Path, tmp_path: Path) -> None:
+    (federation_root / "core/sparse").touch()
+    os.truncate(federation_root / "core/sparse", 1 << 40)
+    with pytest.raises(Refused) as refused:
+        body.scan(body.discover(federation_root, "core", EXTENSIONS),
+                  body.Policy(dirty="capture", shadow=tmp_path / "shadow"))
+    assert refused.value.code == "too-large"
+
+
+def test_names_that_no_lock_can_hold(federation_root: Path) -> None:
+    core, odd = federation_root / "core", os.fsdecode(b"caf\xe9")
+    (core / ".git/refs/heads" / odd).write_text(git(core, "rev-parse", "HEAD") + "\n")
+    (core / ".git/HEAD").write_bytes(b"ref: refs/heads/caf\xe9\n")
+    scan = body.scan(body.discover(federation_root, "core", EXTENSIONS))
+    assert body.lock_of(scan, "c1", "now").dumps().encode()
+    assert [pin.branch for pin in scan.pins] == ["", "main", "main"]
+    make_repository(federation_root / "extensions" / odd, {"a": ""})
+    with pytest.raises(Refused) as refused:
+        body.discover(federation_root, "core", EXTENSIONS)
+    assert refused.value.code == "odd-name"
 
 
 def test_nothing_runs_while_two_bodies_are_compared(root: Path, trap: Trap) -> None:
