@@ -22,7 +22,8 @@ def verify(federation: Federation, name: str, *, deep: bool = False) -> dict[str
     folder = federation.vault.path(manifest.id)
     damages = seal.verify(folder, federation.settings.key_path)
     if not damages:
-        soul = Soul.reopen(federation.ground(), manifest.soul.driver, manifest.soul.evidence)
+        soul = Soul.reopen(federation.ground(), manifest.soul.driver, manifest.soul.evidence,
+                           federation.settings.helper)
         damages = soul.verify(manifest.soul, folder / "soul", deep=deep)
     if damages:
         raise Damage("; ".join(damages), manifest.id, "restore another checkpoint, or copy this one back")

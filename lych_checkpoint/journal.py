@@ -52,8 +52,10 @@ def held(vault: Vault) -> Iterator[None]:
     """
     vault.open()
     path = vault.root / "run" / "restore.lock"
+    if not path.exists():
+        write_atomic(path, b"")  # the vault's owner's, whoever makes it
     with writing(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

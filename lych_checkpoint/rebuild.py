@@ -17,9 +17,9 @@ from typing import Any
 
 from lych_checkpoint.body import PLACE
 from lych_checkpoint.errors import Damage, GateRefused, GateUnsure
+from lych_checkpoint.ownership import make_directory
 from lych_checkpoint.process import Identity, run_kept
 from lych_checkpoint.records import RELEASE, VERSION, canonical, load_record, read_record
-from lych_checkpoint.repository.ownership import make_directory
 from lych_checkpoint.vault import write_atomic, writing
 
 #: So many tries for the same goal, then nobody tries again before a person has looked.

@@ -17,6 +17,7 @@ from lych_checkpoint.database import connect, host_and_name, patient, sequences,
 from lych_checkpoint.database.address import without_password
 from lych_checkpoint.database.server import describe, system_identifier
 from lych_checkpoint.drivers.base import Driver, Evidence, Ground
+from lych_checkpoint.drivers.helped import Helped
 from lych_checkpoint.drivers.programs import find
 from lych_checkpoint.errors import Damage, Refused
 from lych_checkpoint.manifest import SoulFacts
@@ -40,32 +41,32 @@ __all__ = ["Capture", "Soul"]
 class Soul:
     """One database, or the whole cluster with a physical driver, behind one selected driver."""
 
-    def __init__(self, ground: Ground, driver: Driver, writers: Writers) -> None:
+    def __init__(self, ground: Ground, driver: Driver | Helped, writers: Writers) -> None:
         self.driver = driver
         self._ground = ground
         self._writers = writers
 
     @classmethod
-    def open(cls, ground: Ground, wanted: str, writers: Writers, helper: tuple[str, ...] = ()) -> Soul:  # noqa: ARG003
-        """Select the driver ``wanted``; ``auto`` takes the first that fits. ``helper`` is not supported yet.
+    def open(cls, ground: Ground, wanted: str, writers: Writers, helper: tuple[str, ...] = ()) -> Soul:
+        """Select the driver ``wanted``; ``auto`` takes the first that fits. ``helper`` is LYCH_HELPER.
 
         Raises:
             Refused: none fits (code ``driver-unavailable``); each driver's reason is in the message.
             Away: the server cannot be reached.
         """
-        return cls(ground, drivers.select(ground, wanted), writers)
+        return cls(ground, drivers.select(ground, wanted, helper), writers)
 
     @classmethod
-    def reopen(cls, ground: Ground, name: str, staged: Evidence) -> Soul:
+    def reopen(cls, ground: Ground, name: str, staged: Evidence, helper: tuple[str, ...] = ()) -> Soul:
         """Take the driver of an open restore without asking the server, which may be stopped."""
         if ground.pgdata is None and staged.get("pgdata"):
             ground = replace(ground, pgdata=Path(str(staged["pgdata"])))
-        return cls(ground, drivers.named(ground, name), "refuse")
+        return cls(ground, drivers.chosen(ground, name, helper), "refuse")
 
     @staticmethod
-    def reports(ground: Ground, helper: tuple[str, ...] = ()) -> list[tuple[str, str | None]]:  # noqa: ARG004
+    def reports(ground: Ground, helper: tuple[str, ...] = ()) -> list[tuple[str, str | None]]:
         """Return every driver with None if it fits, else its reason."""
-        return drivers.reports(ground)
+        return drivers.reports(ground, helper)
 
     def preflight(self) -> list[str]:
         """Refuse before anyone is frozen what cannot be captured exactly; return warnings for the manifest.
@@ -120,12 +121,12 @@ class Soul:
 
     def plan_stage(self, facts: SoulFacts, ticket: str) -> Evidence:
         """Say what `stage` will make; to be written into the journal first."""
-        return {**self.driver.plan_stage(facts.evidence, ticket), "soul_generation": self._generation()}
+        return {**self._restorer.plan_stage(facts.evidence, ticket), "soul_generation": self._generation()}
 
     def stage(self, facts: SoulFacts, folder: Path, ticket: str) -> Evidence:
         """Bring the data back aside, invisible; once more with the same ticket makes them anew."""
         generation = self._generation()
-        return {**self.driver.stage(facts.evidence, folder, ticket), "soul_generation": generation}
+        return {**self._restorer.stage(facts.evidence, folder, ticket), "soul_generation": generation}
 
     def animate(
         self, staged: Evidence, *, facts: SoulFacts, generation: int, signature: str,
@@ -137,7 +138,7 @@ class Soul:
             Damage: a sequence is missing.
             Refused: the data have no witness (code ``no-witness``), or do not open.
         """
-        with self.driver.opened(staged) as url, connect(url) as connection, speaking(connection):
+        with self._restorer.opened(staged) as url, connect(url) as connection, speaking(connection):
             patient(connection)
             sequences.write(connection, facts.sequences)
             witness.mark_restoring(
@@ -146,7 +147,7 @@ class Soul:
     @contextmanager
     def opened(self, staged: Evidence) -> Iterator[str]:
         """Give a connection URL to the staged data, which nobody else reaches; stopped or shut again afterwards."""
-        with self.driver.opened(staged) as url:
+        with self._restorer.opened(staged) as url:
             yield url
 
     def amcheck(self, url: str) -> str:
@@ -172,19 +173,19 @@ class Soul:
 
     def shut_out(self) -> None:
         """Keep every other client off the live data, where that can be had without stopping the server."""
-        self.driver.shut_out()
+        self._restorer.shut_out()
 
     def let_in(self) -> None:
         """Undo `shut_out` for whatever data is live now."""
-        self.driver.let_in()
+        self._restorer.let_in()
 
     def switch(self, staged: Evidence) -> None:
         """Make the staged data live and keep the displaced whole; done already is done."""
-        self.driver.switch(staged)
+        self._restorer.switch(staged)
 
     def switch_back(self, staged: Evidence) -> None:
         """Make the displaced data live again; never switched is done already."""
-        self.driver.switch_back(staged)
+        self._restorer.switch_back(staged)
 
     def check(self, facts: SoulFacts, generation: int, journal: str) -> None:
         """Make sure that the live server runs on the restored data.
@@ -193,7 +194,7 @@ class Soul:
             Refused: it does not (code ``soul-differs``).
             Away: it cannot be asked.
         """
-        odd = self.driver.standing()
+        odd = self._restorer.standing()
         with connect(self._ground.url) as connection, speaking(connection):
             known = witness.read(connection)
             identifier = system_identifier(connection)
@@ -219,16 +220,24 @@ class Soul:
         return SoulFacts(
             driver=self.driver.name, database=facts.database, server_version=facts.server_version,
             system_identifier=facts.system_identifier, generation=int(staged["soul_generation"]),
-            evidence=self.driver.displaced(staged),
+            evidence=self._restorer.displaced(staged),
         )
 
     def discard_stage(self, staged: Evidence) -> None:
         """Remove staged data that was never switched, or was switched back."""
-        self.driver.discard_stage(staged)
+        self._restorer.discard_stage(staged)
 
     def discard(self, facts: SoulFacts) -> None:
         """Remove what a checkpoint keeps outside its own directory."""
         self.driver.discard(facts.evidence)
+
+    @property
+    def _restorer(self) -> Driver:
+        if isinstance(self.driver, Helped):
+            raise Refused("a restore needs the rights of PGDATA's owner, which LYCH_HELPER does not lend",
+                          "LYCH_HELPER", "run it as root or as that user: what it writes keeps its owner",
+                          "needs-owner")
+        return self.driver
 
     def _generation(self) -> int:
         with connect(self._ground.url) as connection:

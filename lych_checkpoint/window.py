@@ -12,6 +12,7 @@ from lych_checkpoint import witness
 from lych_checkpoint.database import Connection, activity, connect, host_and_name, patient, quiet, sequences, speaking
 from lych_checkpoint.database.server import system_identifier
 from lych_checkpoint.drivers.base import Driver
+from lych_checkpoint.drivers.helped import Helped
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.manifest import Sequence, SoulFacts
 
@@ -22,7 +23,7 @@ class Capture:
     """One capture: `begin`, `take` and `end` in the window, `finish` after the thaw."""
 
     def __init__(
-        self, driver: Driver, writers: Literal["refuse", "fence", "note"], url: str, watch: Connection,
+        self, driver: Driver | Helped, writers: Literal["refuse", "fence", "note"], url: str, watch: Connection,
         flush: Connection, fence: Connection | None,
     ) -> None:
         self._driver, self._policy, self._url = driver, writers, url
@@ -36,7 +37,7 @@ class Capture:
 
     @classmethod
     def prepared(
-        cls, url: str, driver: Driver, writers: Literal["refuse", "fence", "note"], stack: ExitStack
+        cls, url: str, driver: Driver | Helped, writers: Literal["refuse", "fence", "note"], stack: ExitStack
     ) -> Capture:
         """Connect, and run each statement once so that the server has it warm. ``stack`` closes the connections."""
         def connected(name: str) -> Connection:

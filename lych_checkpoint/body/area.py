@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lych_checkpoint.errors import Refused
+from lych_checkpoint.ownership import make_directory
 from lych_checkpoint.repository.checkout import Aside
 from lych_checkpoint.repository.place import Repository
 
@@ -78,7 +79,8 @@ class Area:
             Refused: the root cannot be written.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_directory(self.path.parent)
+            self.path.mkdir(exist_ok=True, mode=0o700)
         except OSError as error:
             raise Refused(f"cannot be written: {error.strerror}", str(self.path), "make the root writable",
                           "root-read-only") from error

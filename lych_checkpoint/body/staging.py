@@ -12,12 +12,12 @@ from lych_checkpoint.body.members import each
 from lych_checkpoint.body.sound import Sound, open_sound
 from lych_checkpoint.errors import CheckpointError, Refused
 from lych_checkpoint.manifest import BodyLock, RepoPin
+from lych_checkpoint.ownership import hand_over, owner_of
 from lych_checkpoint.repository import bundles, refs
 from lych_checkpoint.repository import configuration as configurations
 from lych_checkpoint.repository.checkout import Goal, bring_to
 from lych_checkpoint.repository.configuration import Configuration
 from lych_checkpoint.repository.objects import Reader, reading
-from lych_checkpoint.repository.ownership import hand_over, owner_of
 from lych_checkpoint.repository.place import Repository
 
 

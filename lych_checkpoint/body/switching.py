@@ -10,9 +10,9 @@ from lych_checkpoint.body.members import each, listed_in
 from lych_checkpoint.body.scans import left_out_of
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.manifest import BodyLock, RepoPin
+from lych_checkpoint.ownership import make_directory
 from lych_checkpoint.repository import configuration as configurations
 from lych_checkpoint.repository.checkout import Goal, bring_to, unlock
-from lych_checkpoint.repository.ownership import make_directory
 from lych_checkpoint.repository.place import UNREADABLE, Repository
 
 

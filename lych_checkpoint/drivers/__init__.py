@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from lych_checkpoint.drivers.base import Driver, Ground
 from lych_checkpoint.drivers.btrfs import BtrfsDriver
 from lych_checkpoint.drivers.dump import DumpDriver
+from lych_checkpoint.drivers.helped import Helped
 from lych_checkpoint.drivers.reflink import ReflinkDriver
 from lych_checkpoint.errors import CheckpointError, Refused
+from lych_checkpoint.process import Owner
 
 #: In the order in which `auto` tries them: the shortest window first.
 DRIVERS: Mapping[str, Callable[[Ground], Driver]] = MappingProxyType(
     {"btrfs": BtrfsDriver, "reflink": ReflinkDriver, "dump": DumpDriver})
 
 
-def reports(ground: Ground) -> list[tuple[str, str | None]]:
+#: Those that work on PGDATA's files, and so may need LYCH_HELPER.
+HELPED = ("btrfs", "reflink")
+
+
+def reports(ground: Ground, helper: tuple[str, ...] = ()) -> list[tuple[str, str | None]]:
     """Return every driver with None if it fits, else its reason."""
-    return [(name, _reason(make(ground))) for name, make in DRIVERS.items()]
+    return [(name, _reason(chosen(ground, name, helper))) for name in DRIVERS]
 
 
-def select(ground: Ground, wanted: str) -> Driver:
+def select(ground: Ground, wanted: str, helper: tuple[str, ...] = ()) -> Driver | Helped:
     """Return the driver ``wanted``, or with ``auto`` the first that fits.
 
     Raises:
@@ -30,12 +37,19 @@ def select(ground: Ground, wanted: str) -> Driver:
     """
     reasons = []
     for name in DRIVERS if wanted == "auto" else [wanted]:
-        driver = named(ground, name)
+        driver = chosen(ground, name, helper)
         reason = driver.probe()
         if reason is None:
             return driver
         reasons.append(f"{name}: {reason}")
     raise Refused("; ".join(reasons), "LYCH_DRIVER", "lych-checkpoint doctor", "driver-unavailable")
+
+
+def chosen(ground: Ground, name: str, helper: tuple[str, ...]) -> Driver | Helped:
+    """Return the driver of that name, behind ``helper`` where PGDATA is somebody else's. Errors as `named`."""
+    if helper and name in HELPED and not _is_ours(ground):
+        return Helped(name, helper)
+    return named(ground, name)
 
 
 def named(ground: Ground, name: str) -> Driver:
@@ -50,7 +64,16 @@ def named(ground: Ground, name: str) -> Driver:
     return DRIVERS[name](ground)
 
 
-def _reason(driver: Driver) -> str | None:
+def _is_ours(ground: Ground) -> bool:
+    if os.geteuid() == 0:
+        return True
+    try:
+        return ground.pgdata is not None and Owner.of(ground.pgdata).is_me
+    except OSError:
+        return False
+
+
+def _reason(driver: Driver | Helped) -> str | None:
     try:
         return driver.probe()
     except CheckpointError as error:

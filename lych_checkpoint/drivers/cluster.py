@@ -12,7 +12,7 @@ from lych_checkpoint.drivers.programs import find
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.process import Owner, run
 
-HELPER = "run as that user or as root (LYCH_HELPER is not supported yet)"
+HELPER = "run as that user or as root, or set LYCH_HELPER"
 
 
 def unfit(

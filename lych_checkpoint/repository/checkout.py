@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lych_checkpoint.errors import Refused
+from lych_checkpoint.ownership import hand_over, owner_of
 from lych_checkpoint.repository import capture, refs
 from lych_checkpoint.repository.configuration import Configuration
 from lych_checkpoint.repository.lens import Lens, opened
-from lych_checkpoint.repository.ownership import hand_over, hand_over_git, owner_of
+from lych_checkpoint.repository.ownership import hand_over_git
 from lych_checkpoint.repository.place import BUSY, Repository
 from lych_checkpoint.repository.worktree import Folders, is_below, others
 

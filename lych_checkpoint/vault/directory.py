@@ -15,6 +15,7 @@ from typing import Any
 
 from lych_checkpoint.errors import Away, Damage, Refused
 from lych_checkpoint.manifest import Manifest
+from lych_checkpoint.ownership import hand_over, owner_of
 from lych_checkpoint.records import RELEASE, VERSION, canonical, digest, load_record
 from lych_checkpoint.vault import lineage, names, rows
 from lych_checkpoint.vault.files import flush_directory, flush_tree, write_atomic, writing
@@ -104,6 +105,7 @@ class Vault:
         """
         folder, goal = self._checkpoints / (checkpoint_id + _PARTIAL), self.path(checkpoint_id)
         with writing(folder):
+            hand_over(folder, owner_of(self._checkpoints))
             flush_tree(folder)
             folder.rename(goal)
             try:

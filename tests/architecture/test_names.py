@@ -10,8 +10,8 @@ from pathlib import Path
 from tests.architecture import rooms
 
 CHECKOUT = rooms.ROOT.parent
-#: Names that gather what has no place.
-SHAPELESS = re.compile(r"(^|_)(utils?|helpers?|common|mixins?|misc|compat|base_?class|shared|tools|stuff)($|_)")
+#: Names that gather what has no place. `helper` is a program here, LYCH_HELPER.
+SHAPELESS = re.compile(r"(^|_)(utils?|helpers|common|mixins?|misc|compat|base_?class|shared|tools|stuff)($|_)")
 #: Words for which the project has another one.
 OTHER_WORDS = re.compile(r"(^|_)(pause|suspend|resume|unfreeze|unpause)(d|s|_|$)")
 

@@ -1,0 +1,90 @@
+"""A driver behind LYCH_HELPER: a program that runs as PGDATA's owner and takes fixed verbs, and no path, from us.
+
+It captures, verifies and removes. A restore stops and starts the server, and needs the owner's rights itself.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from lych_checkpoint import errors
+from lych_checkpoint.drivers.base import Evidence
+from lych_checkpoint.errors import CheckpointError, Refused
+from lych_checkpoint.process import Conversation, conversing
+
+#: What a helper may take: to copy the cluster's files, and in the window.
+_WORK_S, _CAPTURE_S = 24 * 3600.0, 10.0
+
+
+class Helped:
+    """The half of the driver ``name`` that captures, run by ``argv``: one helper from `prepare` to its end."""
+
+    def __init__(self, name: str, argv: tuple[str, ...]) -> None:
+        self.name = name
+        self._argv = argv
+        self._session = ExitStack()
+        self._helper: Conversation | None = None
+
+    def probe(self) -> str | None:
+        """Return None if the helper can work here, else its reason."""
+        try:
+            reason = self._once("probe")
+        except Refused as error:
+            return f"LYCH_HELPER: {error.what}"
+        return None if reason is None else f"LYCH_HELPER: {reason}"
+
+    def preflight(self) -> list[str]:
+        """Refuse what the driver would capture wrongly now; return its warnings."""
+        return list(self._once("preflight"))
+
+    def prepare(self, checkpoint: str, into: Path) -> None:  # noqa: ARG002 - the helper takes no path
+        """Do before the freeze all that can be done; the helper waits from now on."""
+        self._helper = self._session.enter_context(conversing(self._argv))
+        self._ask("prepare", checkpoint=checkpoint)
+
+    def capture(self) -> None:
+        """Take the instant."""
+        self._ask("capture", timeout_s=_CAPTURE_S)
+
+    def finish(self) -> Evidence:
+        """Make the capture durable."""
+        evidence: Evidence = self._ask("finish")
+        self._session.close()
+        return evidence
+
+    def abort(self) -> None:
+        """Hang up: a helper that nobody listens to leaves nothing behind."""
+        self._session.close()
+
+    def verify(self, evidence: Evidence, folder: Path, *, deep: bool = False) -> list[str]:  # noqa: ARG002
+        """Return each damage in one sentence."""
+        return list(self._once("verify", evidence=evidence, deep=deep))
+
+    def discard(self, evidence: Evidence) -> None:
+        """Remove a checkpoint's copy."""
+        self._once("discard", evidence=evidence)
+
+    def _once(self, verb: str, **arguments: Any) -> Any:
+        with conversing(self._argv) as helper:
+            return self._said(helper, verb, _WORK_S, arguments)
+
+    def _ask(self, verb: str, timeout_s: float = _WORK_S, **arguments: Any) -> Any:
+        if self._helper is None:
+            raise RuntimeError("prepare was not called")
+        return self._said(self._helper, verb, timeout_s, arguments)
+
+    def _said(self, helper: Conversation, verb: str, timeout_s: float, arguments: dict[str, Any]) -> Any:
+        line = json.dumps({"verb": verb, "driver": self.name, **arguments}).encode()
+        try:
+            answer = json.loads(helper.ask(line, timeout_s))
+            if "error" not in answer:
+                return answer["done"]
+            kind, error = getattr(errors, str(answer["error"].pop("kind")), Refused), answer["error"]
+            said: CheckpointError = kind(**error)
+        except (ValueError, KeyError, TypeError, AttributeError) as error_of_ours:
+            raise Refused("LYCH_HELPER answered something else than an answer", self._argv[0],
+                          "set it to the argv of lych-checkpoint-helper", "helper-odd") from error_of_ours
+        raise said

@@ -1,0 +1,7 @@
+"""Other programs: the only room that starts any."""
+
+from lych_checkpoint.process.conversation import Conversation, conversing
+from lych_checkpoint.process.identity import Identity
+from lych_checkpoint.process.running import Owner, Running, run, run_kept, spawned, start_again
+
+__all__ = ["Conversation", "Identity", "Owner", "Running", "conversing", "run", "run_kept", "spawned", "start_again"]
