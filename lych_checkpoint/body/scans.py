@@ -166,7 +166,7 @@ def _look(
         if nested:
             raise Refused(f"holds a repository that is no member: {worktree.shown(nested[0].path)}", member.path,
                           "list it in LYCH_EXTENSIONS, or ignore it in .gitignore", "nested")
-        filtered = worktree.filtered(lens) if _may_filter(tracked, repository) else []
+        filtered = worktree.filtered(lens) if tracked.attributes or repository.attributes() else []
         if policy.captures and not again:
             unheld = _named(worktree.unheld(lens))
     store, captured, captured_tree = None, "", ""
@@ -202,11 +202,6 @@ def _refuse_strange(member: Member, tracked: worktree.Tracked, leave_out: tuple[
     if tracked.hidden and not policy.captures:
         raise Refused(f"git is told to look away from {worktree.shown(tracked.hidden[0])}", member.path,
                       "git update-index --no-assume-unchanged --no-skip-worktree FILE", "hidden")
-
-
-def _may_filter(tracked: worktree.Tracked, repository: Repository) -> bool:
-    return (repository.common / "info" / "attributes").exists() or any(
-        path == b".gitattributes" or path.endswith(b"/.gitattributes") for path in tracked.files)
 
 
 def left_out_of(member: Member, members: Sequence[Member], paths: Sequence[Path]) -> tuple[bytes, ...]:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-import threading
 from collections.abc import Iterable
 from pathlib import Path
 
 from lych_checkpoint.repository.lens import Lens
-from lych_checkpoint.repository.worktree import others
+from lych_checkpoint.repository.worktree import Folders, ignored
 
 _EVENT = struct.Struct("iIII")
 _MODIFY, _ATTRIB, _CLOSE_WRITE, _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x2, 0x4, 0x8, 0x40, 0x80, 0x100, 0x200
@@ -33,7 +32,6 @@ class Watch:
         self._owners: dict[int, tuple[int, bytes]] = {}
         self._left_out: dict[int, Lens] = {}
         self._restless: set[int] = set()
-        self._arming = threading.Lock()
         #: Whether everything is seen; once false it stays so.
         self.complete = True
 
@@ -55,24 +53,30 @@ class Watch:
     def arm(self, number: int, directory: Path, tracked: Iterable[bytes], lens: Lens) -> None:
         """Watch all directories of repository ``number`` in which a file that counts could appear or change.
 
-        Those of tracked files come first. Whatever is made in them after that raises an event, and what was made
-        before is found by the walk for untracked ones that follows.
+        Each is watched before it is read: what is made in it after that raises an event, what was made before is
+        found. Ignored directories are left out, a status says nothing of them either.
+
+        Raises:
+            Refused: git failed.
         """
         root = os.fsencode(directory)
-        with self._arming:
-            self._left_out[number] = lens
-            folders = {b""}
-            for path in tracked:
-                folder = os.path.dirname(path)
-                while folder not in folders:
-                    folders.add(folder)
-                    folder = os.path.dirname(folder)
-            for folder in folders:
-                self._add(number, root, folder)
-            for path in others(lens, directories=True):
-                if path.endswith(b"/"):
-                    for folder, _, _ in os.walk(os.path.join(root, path.rstrip(b"/"))):
-                        self._add(number, root, os.path.relpath(folder, root))
+        self._left_out[number] = lens
+        folders = {b""}
+        above = {path.rpartition(b"/")[0] for path in tracked}
+        while above:
+            folders |= above
+            above = {path.rpartition(b"/")[0] for path in above} - folders
+        for folder in folders:
+            self._add(number, root, folder)
+        real = Folders(directory)
+        unknown = [path for folder in folders if real.is_real(folder)
+                   for path in _directories(root, folder, lens) if path not in folders]
+        hidden = ignored(lens, unknown) if unknown else set()
+        waiting = [path for path in unknown if path not in hidden]
+        while waiting:
+            folder = waiting.pop()
+            self._add(number, root, folder)
+            waiting += _directories(root, folder, lens)
 
     def _add(self, number: int, root: bytes, folder: bytes) -> None:
         handle = self._library.inotify_add_watch(self._descriptor, os.path.join(root, folder), _MASK)
@@ -113,3 +117,14 @@ class Watch:
             if mask & _IS_DIRECTORY and mask & (_CREATE | _MOVED_TO):
                 self._restless.add(number)  # nothing watches the new directory: look at all of it from now on
         return found
+
+
+def _directories(root: bytes, folder: bytes, lens: Lens) -> list[bytes]:
+    """Return the directories in ``folder``, without git's own and without what is not looked at."""
+    try:
+        with os.scandir(os.path.join(root, folder)) as entries:
+            names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
+    paths = (folder + b"/" + name if folder else name for name in names if name != b".git")
+    return [path for path in paths if not lens.left_out(path)]

@@ -26,6 +26,8 @@ _ENVIRONMENT = {
     "GIT_AUTHOR_NAME": _WHO, "GIT_AUTHOR_EMAIL": f"{_WHO}@localhost",
     "GIT_COMMITTER_NAME": _WHO, "GIT_COMMITTER_EMAIL": f"{_WHO}@localhost",
 }
+#: Variables that mean nothing to git, or only where it fetches through HTTP. Taking one away costs a process.
+_IDLE = ("GIT_PYTHON_", "GIT_SSL_")
 #: Outranks every configuration file. Most of it matters only in a repository's own git directory.
 _CONFIGURATION = {
     "core.hooksPath": os.devnull, "core.fsmonitor": "false", "core.untrackedCache": "false",
@@ -76,7 +78,8 @@ def run(
     place = {"GIT_DIR": str(git_dir)} | ({"GIT_WORK_TREE": str(work_tree)} if work_tree else {})
     ours = _ENVIRONMENT | place | _configured({**_CONFIGURATION, **(configuration or {})}) | dict(environment or {})
     # GitPython adds to the process's environment and cannot take from it; a caller's GIT_INDEX_FILE must not count.
-    strays = [name for name in os.environ if name.startswith("GIT_") and name not in ours]
+    strays = [name for name in os.environ
+              if name.startswith("GIT_") and not name.startswith(_IDLE) and name not in ours]
     prefix = ["env", *(part for name in strays for part in ("-u", name))] if strays else []
     # The working directory goes to git itself: GitPython would expand `~` and `$` in it.
     argv = [*prefix, "git", "--no-pager", "-C", where, *arguments]

@@ -60,18 +60,25 @@ class Lens:
 
 def prepare(
     git_dir: Path, *, object_format: str, head: str, raw: bool = False, attributes: bytes = b"",
-    leave_out: Sequence[bytes] = (), shared_indexes: Sequence[Path] = (),
+    leave_out: Sequence[bytes] = (), shared_indexes: Sequence[Path] = (), borrowing: bool = False,
 ) -> None:
-    """Write a minimal git directory; writing over an earlier one is fine."""
-    for folder in ("objects", "refs", "info"):
+    """Write a minimal git directory; writing over an earlier one is fine.
+
+    Its own ``objects`` is made unless ``borrowing``: then every command names another directory.
+    """
+    patterns = (b"/" + _SPECIAL.sub(rb"\\\1", path) for path in leave_out if b"\n" not in path)
+    info = {"attributes": _RAW if raw else attributes, "exclude": b"".join(pattern + b"\n" for pattern in patterns)}
+    # On some file systems a directory is dear, and a scan makes a lens for every repository.
+    folders = ["refs", *(["objects"] if not borrowing else []), *(["info"] if any(info.values()) else [])]
+    for folder in folders:
         (git_dir / folder).mkdir(parents=True, exist_ok=True)
     extension = f"[extensions]\n\tobjectformat = {object_format}\n" if object_format != "sha1" else ""
     version = 1 if extension else 0
     (git_dir / "config").write_text(f"[core]\n\trepositoryformatversion = {version}\n\tbare = false\n{extension}")
     (git_dir / "HEAD").write_text(head + "\n")
-    (git_dir / "info" / "attributes").write_bytes(_RAW if raw else attributes)
-    patterns = (b"/" + _SPECIAL.sub(rb"\\\1", path) for path in leave_out if b"\n" not in path)
-    (git_dir / "info" / "exclude").write_bytes(b"".join(pattern + b"\n" for pattern in patterns))
+    for name, text in info.items():
+        if "info" in folders:
+            (git_dir / "info" / name).write_bytes(text)
     for shared in shared_indexes:
         link = git_dir / shared.name
         if not link.exists():
@@ -108,7 +115,7 @@ def opened(
         git_dir = Path(place)
         prepare(
             git_dir, object_format=configuration.object_format, head=head, raw=raw, leave_out=leave_out,
-            attributes=repository.attributes(),
+            attributes=repository.attributes(), borrowing=True,
             shared_indexes=tuple(repository.git_dir.glob("sharedindex.*")),
         )
         shallow, excluded = repository.common / "shallow", repository.common / "info" / "exclude"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from lych_checkpoint.repository.lens import Lens
 _WORDS = {"M": "modified", "T": "modified", "A": "added", "D": "deleted", "U": "unmerged"}
 #: What an entry of a file or symlink that git looks at begins with in `ls-files -v -s`; all else needs a word.
 _PLAIN = (b"H 100", b"H 120")
+_ATTRIBUTES = re.compile(rb"[\t/]\.gitattributes\0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +31,15 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tracked:
-    """What the index lists. ``hidden``: git is told not to look there. ``links``: commits of other repositories."""
+    """What the index lists. ``hidden``: git is told not to look there. ``links``: commits of other repositories.
+
+    ``attributes``: whether a file that may name a filter is among them.
+    """
 
     files: tuple[bytes, ...]
     hidden: tuple[bytes, ...]
     links: tuple[bytes, ...]
+    attributes: bool
 
 
 def changes(lens: Lens) -> list[Change]:
@@ -64,12 +70,14 @@ def _parsed(out: bytes) -> Iterator[Change]:
 
 def tracked(lens: Lens) -> Tracked:
     """List the lens's index."""
-    entries = lens.git("ls-files", "-z", "-v", "-s").out.split(b"\0")[:-1]
+    out = lens.git("ls-files", "-z", "-v", "-s").out
+    entries = out.split(b"\0")[:-1]
     odd = [entry for entry in entries if not entry.startswith(_PLAIN)]
     links = tuple(_path(entry) for entry in odd if entry[2:].startswith(b"160000"))
     # A lower-case letter is assume-unchanged, S is skip-worktree.
     hidden = tuple(_path(entry) for entry in odd if entry[:1].islower() or entry[:1] == b"S")
-    return Tracked(files=tuple(_path(entry) for entry in entries), hidden=hidden, links=links)
+    return Tracked(files=tuple(_path(entry) for entry in entries), hidden=hidden, links=links,
+                   attributes=_ATTRIBUTES.search(out) is not None)
 
 
 def _path(entry: bytes) -> bytes:
@@ -89,6 +97,14 @@ def others(lens: Lens, *, directories: bool = False) -> list[bytes]:
     shorten = ("--directory",) if directories else ()
     found = lens.git("ls-files", "-z", "-o", "--exclude-standard", *shorten).out.split(b"\0")[:-1]
     return [path for path in found if not lens.left_out(path)]
+
+
+def ignored(lens: Lens, directories: Iterable[bytes]) -> set[bytes]:
+    """Return those of the directories that are ignored, themselves or by one above them."""
+    # With `./` before it no name is taken for pathspec magic, such as `:(exclude)x`.
+    listed = b"".join(b"./" + path + b"\0" for path in directories)
+    found = lens.git("check-ignore", "-z", "--stdin", stdin=listed, accept=(0, 1)).out.split(b"\0")[:-1]
+    return {path.removeprefix(b"./") for path in found}
 
 
 def unheld(lens: Lens) -> list[bytes]:

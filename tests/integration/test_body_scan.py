@@ -234,6 +234,36 @@ def test_recheck_looks_again_where_nothing_that_counts_happened(
         assert looked == ["core"]
 
 
+@pytest.mark.parametrize("folder", ["empty/deep", ":(exclude)x", "-x", "new\nline", "core/inner"])
+def test_a_directory_that_git_does_not_know_is_watched(federation_root: Path, folder: str) -> None:
+    core = federation_root / "core"
+    commit(core, {".gitignore": "cache/\n"})
+    for name in (folder, "cache/deep"):
+        (core / name).mkdir(parents=True)
+    with body.scanning(members(federation_root)) as scan:
+        (core / "cache/deep/file").write_text("ignored")
+        assert scan.watch is not None
+        assert scan.watch.touched() == set()
+        (core / folder / "file").write_text("new")
+        assert refused(lambda: body.recheck(scan)).where == "core"
+        assert scan.worktree_check == "inotify"
+
+
+def test_an_edit_below_a_core_that_is_the_root_is_seen(federation_root: Path) -> None:
+    make_repository(federation_root / "root", {"README": "the root\n"})
+    (federation_root / "root/.git").rename(federation_root / ".git")
+    shutil.rmtree(federation_root / "root")
+    (federation_root / "core").rename(federation_root / "extensions/core")
+    git(federation_root, "checkout", "-q", "--", "README")
+    found = body.discover(federation_root, ".", EXTENSIONS)
+    for _ in range(5):  # which of two is armed first is chance
+        with body.scanning(found) as scan:
+            _edit(federation_root / "extensions/alpha")
+            assert refused(lambda: body.recheck(scan)).where == "extensions/alpha"
+        git(federation_root / "extensions/alpha", "checkout", "-q", "--", ".")
+        git(federation_root / "extensions/alpha", "clean", "-q", "-f")
+
+
 def test_without_watches_every_recheck_scans(federation_root: Path) -> None:
     with body.scanning(members(federation_root)) as scan:
         assert scan.watch is not None
