@@ -41,6 +41,7 @@ def diff(federation: Federation, old: str, new: str) -> dict[str, Any]:
         "repos": {path: one.as_json()
                   for path, one in body.compare(old_pins, new_pins, federation.settings.root).items()},
         "environment": _changes(old_around, new_around),
+        "dirty": _dirty(federation) if NOW in (old_name, new_name) else {},
         "restore": plan(federation, sealed[0]) if len(sealed) == 1 else None,
     }
 
@@ -58,6 +59,11 @@ def _side(federation: Federation, name: str) -> tuple[str, tuple[RepoPin, ...], 
     except (OSError, UnicodeDecodeError) as error:
         raise Damage(f"cannot be read: {error}", str(path), "", "malformed") from error
     return manifest.id, lock.repos, lock.environment
+
+
+def _dirty(federation: Federation) -> dict[str, dict[str, Any] | None]:
+    found = body.uncommitted(federation.found(), federation.settings.root, federation.leave_out())
+    return {path: asdict(one) if one else None for path, one in found.items()}
 
 
 def _changes(old: Environment, new: Environment) -> dict[str, dict[str, str]]:

@@ -2,7 +2,7 @@
 
 from lych_checkpoint.body.area import PLACE
 from lych_checkpoint.body.checking import Standing, fingerprint, lockfiles, pins, relation, survey, verify
-from lych_checkpoint.body.comparing import Comparison, compare, present
+from lych_checkpoint.body.comparing import Comparison, compare, present, uncommitted
 from lych_checkpoint.body.dirt import Policy
 from lych_checkpoint.body.displacing import bundle_lock, displace, undisplace, weight_bytes
 from lych_checkpoint.body.members import Member, discover, find
@@ -15,6 +15,6 @@ from lych_checkpoint.repository.objects import Verdict
 __all__ = [
     "PLACE", "Comparison", "Member", "Policy", "Scan", "Standing", "Verdict", "bundle", "bundle_lock", "compare",
     "discover", "displace", "find", "fingerprint", "lacking", "lock_of", "lockfiles", "pin", "pinned", "pins",
-    "present", "recheck", "relation", "scan", "scanning", "stage", "survey", "switch", "switch_back", "undisplace",
-    "unpin", "unstage", "verify", "weight_bytes",
+    "present", "recheck", "relation", "scan", "scanning", "stage", "survey", "switch", "switch_back", "uncommitted",
+    "undisplace", "unpin", "unstage", "verify", "weight_bytes",
 ]

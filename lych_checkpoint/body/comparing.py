@@ -9,8 +9,12 @@ from typing import Any, Literal
 
 from lych_checkpoint.body.checking import pin_of
 from lych_checkpoint.body.members import Member, each, find
+from lych_checkpoint.body.scans import left_out_of
+from lych_checkpoint.body.sound import open_sound
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.manifest import RepoPin
+from lych_checkpoint.repository import worktree
+from lych_checkpoint.repository.lens import opened
 from lych_checkpoint.repository.objects import Commits, Reader, Verdict, reading
 from lych_checkpoint.repository.place import Repository
 
@@ -54,6 +58,43 @@ def _present(reader: Reader, member: Member) -> RepoPin | None:
         return pin_of(reader, member)
     except Refused:
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Uncommitted:
+    """How many files of a repository are not as its commit says, and the first of them, each as ``name (what)``."""
+
+    count: int
+    named: tuple[str, ...]
+
+
+def uncommitted(
+    members: Sequence[Member], root: Path, leave_out: Sequence[Path] = (),
+) -> dict[str, Uncommitted | None]:
+    """Return by path what lies on top of the commit that is checked out; None where that cannot be read.
+
+    Args:
+        members: from `find`.
+        root: LYCH_ROOT.
+        leave_out: absolute paths that are ours although they lie inside a repository.
+    """
+    ours = [*leave_out, root.absolute() / "lychd.lock"]
+    with reading() as reader:
+        found = each(lambda member: _uncommitted(reader, member, left_out_of(member, members, ours)), members)
+    return {member.path: one for member, one in zip(members, found, strict=True)}
+
+
+def _uncommitted(reader: Reader, member: Member, leave_out: tuple[bytes, ...]) -> Uncommitted | None:
+    sound = open_sound(reader, member.directory)
+    if sound is None:
+        return None
+    try:
+        with opened(sound.repository, sound.configuration, sound.head.commit, fresh=False,
+                    leave_out=leave_out) as lens:
+            found = worktree.changes(lens)
+    except Refused:
+        return None
+    return Uncommitted(len(found), tuple(str(change) for change in found[:MOST_NAMED]))
 
 
 def compare(old: Sequence[RepoPin], new: Sequence[RepoPin], root: Path) -> dict[str, Comparison]:

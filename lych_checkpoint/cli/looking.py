@@ -113,9 +113,22 @@ def _difference(document: dict[str, Any]) -> list[str]:
             said += [f"{sign} {commit[:12]} {subject}" for commit, subject in named]
             said += [f"{sign} and {side['count'] - len(named)} more"] if side and side["count"] > len(named) else []
         lines += [answer.harmless(path) + ":", *(f"  {answer.harmless(line)}" for line in said)] if said else []
+    lines += _dirt(document["dirty"])
     lines += [answer.harmless(f"{name}: {one['old'] or '-'} becomes {one['new'] or '-'}")
               for name, one in document["environment"].items()]
     return lines + (["a restore:", *plan_lines(document["restore"])] if document["restore"] else [])
+
+
+def _dirt(dirty: dict[str, dict[str, Any] | None]) -> list[str]:
+    """Return what is not committed now, repository by repository; one line where there is nothing."""
+    lines = []
+    for path, one in dirty.items():
+        if one is None:
+            lines.append(answer.harmless(f"now {path}: nobody can know whether it is dirty"))
+        elif one["count"]:
+            more = f" and {one['count'] - len(one['named'])} more" if one["count"] > len(one["named"]) else ""
+            lines.append(answer.harmless(f"now {path} is dirty: {', '.join(one['named'])}{more}"))
+    return lines or ["now nothing is dirty"] * bool(dirty)
 
 
 def _lines(document: dict[str, Any]) -> list[str]:

@@ -78,6 +78,26 @@ def test_now_and_what_a_restore_would_do(lych: Lych, federation_root: Path, stor
     assert "generation" in text
 
 
+def test_now_says_whether_it_is_dirty(lych: Lych, federation_root: Path, story: tuple[str, str]) -> None:
+    core, alpha = federation_root / "core", federation_root / "extensions/alpha"
+    assert "now nothing is dirty" in lych("diff").out
+    (core / "README").unlink()
+    for number in range(30):
+        (core / f"\x1b[2J{number:02}").write_text("")
+    (alpha / ".git/HEAD").unlink()
+    told = lych("diff", "--json").json["dirty"]
+    assert (told["core"]["count"], len(told["core"]["named"])) == (31, 20)
+    assert "README (deleted)" in told["core"]["named"]
+    assert told["extensions/alpha"] is None
+    assert told["extensions/beta"] == {"count": 0, "named": []}
+    assert lych("diff", *story, "--json").json["dirty"] == {}
+    text = lych("diff").out
+    assert "now core is dirty: README (deleted)" in text
+    assert "and 11 more" in text
+    assert "now extensions/alpha: nobody can know" in text
+    assert all(char.isprintable() or char == "\n" for char in text)
+
+
 def test_what_history_cannot_say_is_said(
     lych: Lych, federation_root: Path, story: tuple[str, str], tmp_path: Path,
 ) -> None:
