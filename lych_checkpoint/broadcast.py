@@ -43,10 +43,10 @@ def takes_back(app: Any) -> bool:
     return str(app.connection_for_write().transport.driver_type) == "amqp"
 
 
-def ring(app: Any, uuid: str, act: str) -> None:
+def ring(app: Any, uuid: str, act: str, epoch: int) -> None:
     """Ring the control bell; a broker that is away is only logged, for the other bell and the lease remain."""
     try:
-        app.control.broadcast(BELL, arguments={"uuid": uuid, "act": act}, reply=False)
+        app.control.broadcast(BELL, arguments={"uuid": uuid, "act": act, "epoch": epoch}, reply=False)
     except Exception as error:  # noqa: BLE001 - kombu raises whatever its transport's library raises
         logger.warning("The control bell could not be rung: %s", error, extra={"event": "bell.silent"})
 

@@ -95,7 +95,8 @@ def _attempt(federation: Federation, store: Store, held: lock.Lock, request: Req
         raise Refused("the soul has no witness", "database", "lych-checkpoint init", "no-witness")
     checkpoint_id = vault.new_id(datetime.now(UTC))
     soul = Soul.open(federation.ground(), settings.driver, settings.writers, settings.helper)
-    warnings = soul.preflight()
+    soul.sweep(vault.ids)
+    warnings = soul.preflight() + federation.strays()
     terms = federation.terms(
         freeze.CHECKPOINT, request.reason or request.label or "checkpoint", lowest_epoch=known.epoch,
         through=frozenset({request.task_id} - {""}),
@@ -142,7 +143,7 @@ def _write(
     around = replace(around, rebuilt=rebuild.stamp(federation.settings.root))
     body_lock = body.lock_of(scan, checkpoint_id, created_at, around)
     write_atomic(partial / "lychd.lock", body_lock.dumps().encode())
-    warnings += body.bundle(scan, checkpoint_id, partial / "body")
+    warnings += body.bundle(scan, checkpoint_id, partial / "body", federation.vault.last_bundles())
     return Manifest(
         id=checkpoint_id, federation=federation.settings.federation, uuid=store.keys.uuid, created_at=created_at,
         signature=body_lock.signature, repos=body_lock.commits, soul=soul_facts, freeze=facts, files={},
@@ -173,7 +174,8 @@ def _preflight(federation: Federation, store: Store, app: Any) -> None:
     open_restore = journal.read(federation.vault)
     if open_restore is not None:
         raise RestoreOpen(f"a restore is {open_restore.phase}", str(federation.vault.root), "lych-checkpoint recover")
-    federation.vault.sweep()
+    federation.vault.sweep(lambda attempt: body.unpin(federation.found(), attempt, federation.shadow))
+    body.sweep()
     gone.sweep(store, federation.settings.gone_after_s)
     gone.settle(store)
     if app is not None:

@@ -37,7 +37,7 @@ def doctor(federation: Federation, app: Any = None) -> list[Finding]:
     """Return one finding for each thing looked at; a fault in one hides no other."""
     checks: list[tuple[str, Callable[[Federation], Iterator[Finding]]]] = [
         ("vault", _vault), ("redis", _redis), ("database", _database), ("drivers", _drivers), ("body", _body),
-        ("workers", _workers),
+        ("workers", _workers), ("queue", _queue),
     ]
     if app is not None:
         checks.append(("broker", lambda federation: _broker(federation, app)))
@@ -108,6 +108,12 @@ def _drivers(federation: Federation) -> Iterator[Finding]:
         yield Finding(check="drivers", state=WARNING if reason else OK, what=f"{name}: {reason or 'usable'}")
     soul = Soul.open(federation.ground(), settings.driver, settings.writers, settings.helper)
     yield Finding(check="drivers", state=OK, what=f"{settings.driver} takes {soul.driver.name}")
+    begun = Soul.begun(federation.ground(), settings.helper)
+    for checkpoint in sorted(set(begun) - set(federation.vault.ids())):
+        ours = begun[checkpoint] == soul.driver.name
+        yield Finding(check="drivers", state=WARNING, what=f"a create that died left {checkpoint} beside PGDATA, "
+                      f"by the driver {begun[checkpoint]}",
+                      mend=f"{'' if ours else f'LYCH_DRIVER={begun[checkpoint]} '}lych-checkpoint create")
     for warning in soul.preflight():
         yield Finding(check="drivers", state=WARNING, what=warning)
 
@@ -115,6 +121,8 @@ def _drivers(federation: Federation) -> Iterator[Finding]:
 def _body(federation: Federation) -> Iterator[Finding]:
     members = federation.members()
     yield Finding(check="body", state=OK, what=f"{len(members)} repositories below {federation.settings.root}")
+    for stray in federation.strays():
+        yield Finding(check="body", state=WARNING, what=stray, mend="list it, or leave it out by a leading `!`")
     with federation.scanning() as scan:
         yield Finding(check="body", state=OK, what=f"clean; re-checked by {scan.worktree_check}")
 
@@ -125,6 +133,12 @@ def _workers(federation: Federation) -> Iterator[Finding]:
     if len({entry.loaded for entry in entries.values()}) > 1:
         yield Finding(check="workers", state=FAULT, what="they have imported different code",
                       mend="restart the workers", exit_code=1)
+
+
+def _queue(federation: Federation) -> Iterator[Finding]:
+    aside = federation.vault.quarantine.count()
+    yield Finding(check="queue", state=WARNING if aside else OK, what=f"{aside} messages are put aside",
+                  mend="lych-checkpoint queue list" if aside else "")
 
 
 def _broker(federation: Federation, app: Any) -> Iterator[Finding]:

@@ -56,7 +56,8 @@ class Federation:
         """Return what the soul's drivers work on."""
         settings = self.settings
         return Ground(url=settings.need("database_url"), pgdata=settings.pgdata, pg_bin=settings.pg_bin,
-                      control=settings.postgres_control)
+                      control=settings.postgres_control, owner=str(self.vault.root.resolve()),
+                      jobs=settings.dump_jobs)
 
     def members(self) -> tuple[body.Member, ...]:
         """Return core and extensions as they are on disk."""
@@ -65,6 +66,12 @@ class Federation:
     def found(self) -> tuple[body.Member, ...]:
         """Return whatever stands where core and extensions should, sound or not."""
         return body.find(self.settings.root, self.settings.core, self.settings.extensions)
+
+    def strays(self) -> list[str]:
+        """Return a sentence for each repository below the root that no setting names."""
+        settings = self.settings
+        return [f"{path} is a repository that is neither in LYCH_EXTENSIONS nor left out of it"
+                for path in body.strays(settings.root, settings.core, settings.extensions)]
 
     def scanning(self) -> AbstractContextManager[body.Scan]:
         """Scan the body by the settings; what it watches is given up when the block ends."""
@@ -92,4 +99,4 @@ class Federation:
 
     def ring(self, app: Any) -> Ring:
         """Return how to ring the control bell; without an app there is only the plugin's own."""
-        return partial(broadcast.ring, app, self.uuid) if app is not None else lambda _act: None
+        return partial(broadcast.ring, app, self.uuid) if app is not None else lambda _act, _epoch: None

@@ -18,13 +18,17 @@ from lych_checkpoint.process import Identity
 
 logger = logging.getLogger(__name__)
 
-Ring = Callable[[str], None]
+#: Rings the control bell: what happened, and in which epoch.
+Ring = Callable[[str, int], None]
 #: Mode of a freeze that a person began, for a fixed time.
 MAINTENANCE = "maintenance"
 CHECKPOINT = "checkpoint"
 RESTORE = "restore"
 #: How long one blocking wait for an ack lasts, before the roster is looked at again.
 _WAIT_S = 0.1
+#: The plugin's own bell comes first. The control bell follows when all have acked, or at the latest after so long: on
+#: every worker it wakes the main loop, which would compete with the acks.
+_SECOND_BELL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +48,8 @@ class Terms:
 class Freeze:
     """A freeze in force. Made by `frozen`; usable until that block ends."""
 
-    def __init__(self, store: Store, terms: Terms, token: str, epoch: int, began_ms: int) -> None:
-        self._store, self._terms = store, terms
+    def __init__(self, store: Store, terms: Terms, ring: Ring, token: str, epoch: int, began_ms: int) -> None:
+        self._store, self._terms, self._ring, self._rung = store, terms, ring, False
         self.token, self.epoch, self.began_ms = token, epoch, began_ms
         self._began_s = time.monotonic()
         self._acked_s = self._drained_s = self._captured_s = self._began_s
@@ -56,7 +60,7 @@ class Freeze:
         self._confirmed_ms = self._proven_ms = 0
 
     def wait_for_acks(self) -> None:
-        """Return when every worker has closed its barrier.
+        """Return when every worker has closed its barrier, with the control bell rung.
 
         Raises:
             FreezeError: one did not in time; it is named (code ``no-ack``).
@@ -67,6 +71,7 @@ class Freeze:
         self._wait(missing, self._terms.ack_timeout_s, "no-ack", "see whether that worker lives, or "
                    "`lych-checkpoint status`")
         self._acked_s = time.monotonic()
+        self._ring_once()
 
     def drain(self) -> None:
         """Return when every task that had started is done, parked and exempt ones aside.
@@ -92,6 +97,7 @@ class Freeze:
                 ]
             return lines
 
+        self._say("draining")
         self._wait(running, self._terms.drain_timeout_s, "no-drain",
                    "wait for it, raise LYCH_DRAIN_TIMEOUT_S, mark it checkpoint_exempt, or call safepoint() in it")
         self._drained_s = time.monotonic()
@@ -156,18 +162,26 @@ class Freeze:
     def _wait(self, open_points: Callable[[dict[str, roster.Ack]], list[str]], patience_s: float, code: str,
               mend: str) -> None:
         end_s = time.monotonic() + patience_s
-        self._say("freezing" if code == "no-ack" else "draining")
         while True:
-            self._entries = roster.entries(self._store)
-            points = open_points(roster.acks(self._store, self.epoch))
-            if not points:
-                return
-            if time.monotonic() >= end_s:
-                more = f" (and {len(points) - 1} more)" if len(points) > 1 else ""
-                raise FreezeError(f"{points[0]} within {patience_s:g} s{more}", "workers", mend, code)
-            self._bury()
-            with self._store.speaking() as client:
-                client.blpop([self._store.keys.wake(self.epoch)], timeout=_WAIT_S)
+            late = time.monotonic() >= end_s
+            # What all say is read only when all have spoken: read at each ack, it would grow with their square.
+            if late or not roster.silent(self._store, self.epoch) - self._gone.keys():
+                self._entries, acks = roster.call(self._store, self.epoch)
+                points = open_points(acks)
+                if not points:
+                    return
+                if late:
+                    more = f" (and {len(points) - 1} more)" if len(points) > 1 else ""
+                    raise FreezeError(f"{points[0]} within {patience_s:g} s{more}", "workers", mend, code)
+            if not roster.woken(self._store, self.epoch, _WAIT_S if self._rung else _SECOND_BELL_S):
+                self._ring_once()
+                self._entries = roster.entries(self._store)
+                self._bury()
+
+    def _ring_once(self) -> None:
+        if not self._rung:
+            self._rung = True
+            self._ring("freeze", self.epoch)
 
     def _expected(self) -> list[str]:
         return [boot for boot in self._entries if boot not in self._gone]
@@ -214,7 +228,7 @@ def thawing(store: Store, terms: Terms, ring: Ring) -> Iterator[tuple[Freeze, Ca
         token, epoch, began_ms = taken.token, taken.epoch, taken.at_ms
         # Counted from after the lease: emptied later, Redis loses the lease too, and nothing is confirmed.
         trusted_in_s = roster.TRUST_S - (taken.at_ms - taken.born_ms) / 1000
-    freeze = Freeze(store, terms, token, epoch, began_ms)
+    freeze = Freeze(store, terms, _unheard if joined else ring, token, epoch, began_ms)
     renewing = _Renewal(store, token, terms.lease_s)
     thawed: list[FreezeFacts] = []
 
@@ -225,12 +239,10 @@ def thawing(store: Store, terms: Terms, ring: Ring) -> Iterator[tuple[Freeze, Ca
             ours, at_ms = _still_standing(store, token) if joined else lease.drop(store, token)
             thawed.append(freeze.facts(freeze.proven_until(at_ms, ours=ours), time.monotonic(), began_s))
             if not joined:
-                ring("thaw")
+                ring("thaw", epoch)
         return thawed[0]
 
     try:
-        if not joined:
-            ring("freeze")
         if trusted_in_s > 0:
             time.sleep(min(trusted_in_s, roster.TRUST_S))
         yield freeze, thaw
@@ -242,6 +254,10 @@ def thawing(store: Store, terms: Terms, ring: Ring) -> Iterator[tuple[Freeze, Ca
         raise
     else:
         thaw()
+
+
+def _unheard(_act: str, _epoch: int) -> None:
+    """Ring nothing: whoever froze has rung, and thaws."""
 
 
 def _still_standing(store: Store, token: str) -> tuple[bool, int]:

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from lych_checkpoint import body, hosts, journal, witness
+from lych_checkpoint import body, eras, hosts, journal, witness
 from lych_checkpoint.database import Connection, connect
 from lych_checkpoint.database.server import identity, same
+from lych_checkpoint.eras import Present
 from lych_checkpoint.errors import GateRefused, GateUnsure
 from lych_checkpoint.federation import Federation
 from lych_checkpoint.settings import Settings
@@ -183,6 +184,22 @@ def check_generation(federation: Federation, generation: int) -> None:
     if known is None or known.restored > generation:
         raise GateUnsure("a restore brought back another pair since this process passed the gate", "witness",
                          "start the process again", "generation-changed")
+
+
+def present(federation: Federation, restored: int) -> Present:
+    """Return which messages belong to the pair that the gate let in; ``restored`` is the report's.
+
+    Raises:
+        GateUnsure: the restore that made it has not yet written its line of the lineage.
+        Away: the vault cannot be reached.
+    """
+    # In this order: a restore writes that line before it closes its journal.
+    is_open = journal.read(federation.vault) is not None
+    lineage = list(federation.vault.lineage())
+    if is_open and eras.present(lineage, 0).era < restored:
+        raise GateUnsure(f"the restore that made generation {restored} has not ended", str(federation.vault.root),
+                         "lych-checkpoint recover", "restore-open")
+    return eras.present(lineage, restored)
 
 
 def refuse_open_restore(federation: Federation) -> None:

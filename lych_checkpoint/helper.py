@@ -16,6 +16,7 @@ import stat
 import sys
 import tomllib
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -25,6 +26,7 @@ from lych_checkpoint.errors import CheckpointError, Refused, SettingError
 
 _CONFIG = Path("/etc/lych-checkpoint/helper.toml")
 _FIELDS = {"pgdata", "database_url", "pg_bin"}
+_TARGET = re.compile(r"lych-[0-9A-Za-z-]{1,58}")
 #: An id, or what a restore displaced; never a stage, nor anything outside the copies' own directory.
 _NAME = re.compile(r"(displaced-)?[0-9]{8}T[0-9]{12}Z-[0-9a-f]{6}")
 
@@ -72,12 +74,18 @@ class Helper:
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
         self._open: Driver | None = None
+        self._finished = self._heard = False
         self._verbs: dict[str, Callable[[dict[str, Any]], Any]] = {
             "probe": lambda asked: self._driver(asked).probe(),
             "preflight": lambda asked: self._driver(asked).preflight(),
             "prepare": self._prepare,
             "capture": lambda _: self._prepared().capture(),
             "finish": self._finish,
+            "keep": lambda _: self._let_go().keep(),
+            "abort": lambda _: self._let_go().abort(),
+            "begun": lambda asked: self._driver(asked).begun(),
+            "take_back": lambda asked: self._driver(asked).take_back(
+                _name(asked.get("checkpoint")), sealed=asked.get("sealed") is True),
             "verify": lambda asked: self._driver(asked).verify(
                 self._evidence(asked), Path(os.devnull), deep=asked.get("deep") is True),
             "discard": self._discard,
@@ -89,8 +97,9 @@ class Helper:
             for line in questions:
                 answers.write(json.dumps(self._answer(line)) + "\n")
                 answers.flush()
+                self._heard = self._finished  # not before: of a caller that was killed meanwhile nothing is kept
         finally:
-            if self._open is not None:
+            if self._open is not None and not self._heard:
                 self._open.abort()
 
     def _answer(self, line: str) -> dict[str, Any]:
@@ -116,8 +125,13 @@ class Helper:
 
     def _finish(self, _: dict[str, Any]) -> Evidence:
         evidence = self._prepared().finish()
-        self._open = None
+        self._finished = True
         return evidence
+
+    def _let_go(self) -> Driver:
+        driver = self._prepared()
+        self._open, self._finished = None, False
+        return driver
 
     def _discard(self, asked: dict[str, Any]) -> None:
         driver, evidence = self._driver(asked), self._evidence(asked)
@@ -128,7 +142,7 @@ class Helper:
     def _driver(self, asked: dict[str, Any]) -> Driver:
         if asked.get("driver") not in HELPED:
             raise Refused("the helper has no such driver", str(asked.get("driver")), "", "driver-unavailable")
-        return named(self._ground, asked["driver"])
+        return named(replace(self._ground, owner=str(asked.get("owner", ""))), asked["driver"])
 
     def _prepared(self) -> Driver:
         if self._open is None:
@@ -141,13 +155,23 @@ class Helper:
         if not isinstance(given, dict) or not {"snapshot", "uuid", "generation"} <= set(given):
             raise Refused("this is no evidence of a copy", "lych-checkpoint-helper", "", "helper-odd")
         return {"pgdata": str(self._ground.pgdata), "snapshot": _name(given["snapshot"]), "uuid": str(given["uuid"]),
-                "generation": given["generation"]}
+                "generation": given["generation"], **_end(given)}
 
 
 def _name(given: object) -> str:
     if not isinstance(given, str) or _NAME.fullmatch(given) is None:
         raise Refused("this is no checkpoint's name", "lych-checkpoint-helper", "", "helper-odd")
     return given
+
+
+def _end(given: dict[str, Any]) -> Evidence:
+    """Return where a recovery ends, which becomes settings of a server."""
+    if "target" not in given:
+        return {}
+    target, timeline = given["target"], given.get("timeline")
+    if not isinstance(target, str) or _TARGET.fullmatch(target) is None or type(timeline) is not int:
+        raise Refused("this is no point in the WAL", "lych-checkpoint-helper", "", "helper-odd")
+    return {"target": target, "timeline": timeline}
 
 
 def _said(error: CheckpointError) -> dict[str, Any]:

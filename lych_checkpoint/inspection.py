@@ -11,7 +11,10 @@ from lych_checkpoint.soul import Soul
 
 
 def verify(federation: Federation, name: str, *, deep: bool = False) -> dict[str, Any]:
-    """Return ``id``, ``state`` and the ``depth`` reached.
+    """Return ``id``, ``state``, the ``depth`` reached, and what became of the checkpoint sealed before this one.
+
+    ``previous`` is ``first`` where there was none, ``here``, or ``gone``: pruned, or its seal is another. That is no
+    damage to this one, which needs nothing of it.
 
     Raises:
         UnknownName: no such checkpoint.
@@ -27,4 +30,7 @@ def verify(federation: Federation, name: str, *, deep: bool = False) -> dict[str
         damages = soul.verify(manifest.soul, folder / "soul", deep=deep)
     if damages:
         raise Damage("; ".join(damages), manifest.id, "restore another checkpoint, or copy this one back")
-    return {"id": manifest.id, "state": "whole", "depth": "deep" if deep else "digests and identity"}
+    previous = "first" if not manifest.previous else \
+        "here" if federation.vault.has_seal(manifest.previous) else "gone"
+    return {"id": manifest.id, "state": "whole", "depth": "deep" if deep else "digests and identity",
+            "previous": previous}

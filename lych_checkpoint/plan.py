@@ -19,15 +19,16 @@ from lych_checkpoint.witness import Witness
 _RUNS = 5
 
 
-def plan(federation: Federation, name: str) -> dict[str, Any]:
-    """Say what a restore would bring and take.
+def plan(federation: Federation, name: str, waiting: dict[str, int] | None = None) -> dict[str, Any]:
+    """Say what a restore would bring and take; ``waiting`` is how many messages wait by queue, by the broker's word.
 
     Returns:
         ``checkpoint``, ``created_at``, ``age_s``, ``driver``, ``generation`` {from, to}; ``repos`` by path: ``from``
         and ``to`` (commits, None where there is no repository), ``relation``, ``comes`` and ``goes`` (how many
         commits, and the newest by name, or None where nobody can know); ``rows`` by table {inserted, updated,
         deleted} since the checkpoint, by the server's statistics, or None; ``safety`` {needed_bytes, free_bytes,
-        fits}; ``expected`` {runs, total_s, still_s}, medians of earlier restores by this driver, or None.
+        fits}; ``queues`` {waiting (by queue), policy}, or None where the broker was not asked; ``expected`` {runs,
+        total_s, still_s}, medians of earlier restores by this driver, or None.
 
     Raises:
         UnknownName: no such checkpoint.
@@ -47,6 +48,7 @@ def plan(federation: Federation, name: str) -> dict[str, Any]:
         "repos": _repos(federation, manifest),
         "rows": _rows(federation, manifest, known, present),
         "safety": {"needed_bytes": needed_bytes, "free_bytes": free_bytes, "fits": needed_bytes <= free_bytes},
+        "queues": None if waiting is None else {"waiting": waiting, "policy": settings.queue_policy},
         "expected": _expected(federation, manifest.soul.driver),
     }
 

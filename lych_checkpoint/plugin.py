@@ -10,12 +10,15 @@ from typing import Any
 from celery import Celery, signals
 from celery.schedules import crontab
 
-from lych_checkpoint import body, gate, hosts, rebirth, tasks
+from lych_checkpoint import body, eras, gate, hosts, rebirth, tasks
+from lych_checkpoint.eras import Present
 from lych_checkpoint.errors import CheckpointError, SettingError
 from lych_checkpoint.federation import Federation
 from lych_checkpoint.lease.connection import Store
 from lych_checkpoint.records import canonical, digest
 from lych_checkpoint.settings import Settings
+from lych_checkpoint.stamping import Stamper
+from lych_checkpoint.vault.quarantine import Quarantine
 from lych_checkpoint.worker import control, steps
 
 logger = logging.getLogger(__name__)
@@ -34,6 +37,7 @@ class Plugin:
         self._settings: Settings | None = None
         self._fingerprint: dict[str, str] | None = None
         self.boot = ""
+        self.stamper = Stamper(self.federation)
         self.frozen = mmap.mmap(-1, 1)
 
     @property
@@ -73,10 +77,19 @@ class Plugin:
         except CheckpointError:
             return ""
 
-    def pass_gate(self) -> int:
-        """Run the gate for this worker, by LYCH_REBIRTH; returns the generation it saw."""
+    def pass_gate(self) -> tuple[int, Present]:
+        """Run the gate for this worker, by LYCH_REBIRTH; returns the generation it saw and which messages may run."""
         self.take_fingerprint()
-        return rebirth.pass_gate(self.federation(), self._fingerprint).generation
+        federation = self.federation()
+        report = rebirth.pass_gate(federation, self._fingerprint)
+        return report.generation, gate.present(federation, report.restored)
+
+    def admission(self) -> tuple[str, Quarantine] | None:
+        """Return the header by which messages are told apart, and where some are put; None if all are to run."""
+        federation = self.federation()
+        if federation.settings.queue_policy == "keep":
+            return None
+        return eras.header(federation.uuid), federation.vault.quarantine
 
     def open_store(self) -> Store:
         """Return a client for this federation's Redis."""
@@ -118,6 +131,7 @@ def install(app: Celery) -> Plugin:
     app.steps["consumer"].add(steps.Consuming)
     tasks.register(app, plugin)
     app.on_after_configure.connect(_after_configure, weak=False)
+    signals.before_task_publish.connect(plugin.stamper.on_publish, weak=False)
     signals.beat_init.connect(_check_for_beat(plugin), weak=False)
     logger.debug("Control command %s is answered", control.BELL)
     if app.configured:  # type: ignore[attr-defined]  # missing in the stubs

@@ -167,7 +167,7 @@ def _check_out(federation: Federation, host: Host, known: Witness, comes: set[st
                                  federation.shadow, ours)
             _refuse_dirty(goes, why)
         except BaseException:
-            body.undisplace(found, ticket)
+            body.unpin(found, ticket, federation.shadow)
             body.unstage(lock, settings.root, ticket)
             raise
         host.write(ticket=ticket, lock=lock.dumps(), due=bool(settings.rebuild))
@@ -181,7 +181,7 @@ def _check_out(federation: Federation, host: Host, known: Witness, comes: set[st
 
 
 def _forget_checkout(federation: Federation, host: Host, lock: BodyLock, ticket: str) -> None:
-    body.undisplace(federation.found(), ticket)
+    body.unpin(federation.found(), ticket, federation.shadow)
     body.unstage(lock, federation.settings.root, ticket)
     host.write(ticket="", lock="")
 

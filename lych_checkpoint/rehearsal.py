@@ -75,6 +75,7 @@ def _try(federation: Federation, manifest: Manifest, said: dict[str, Any]) -> No
     pair = BodyLock.loads((folder / "lychd.lock").read_text(), str(folder / "lychd.lock"))
     with _staged(federation, manifest) as (soul, ticket, staged):
         root.mkdir(mode=0o700)
+        body.make_root(pair, root, folder / "body")
         body.stage(pair, root, folder / "body", ticket)
         body.displace((), root, ticket, root / "shadow")
         body.switch(pair, root, ticket, alone=True)

@@ -112,7 +112,9 @@ class Restoration:
             soul = identity(connection)
         federation.vault.append_lineage("restore", entry.generation, self._lock.signature,
                                         checkpoint=entry.checkpoint, journal=entry.ticket, soul=soul,
-                                        displaced=hosts.displaced(BodyLock.loads(entry.displaced, "journal")))
+                                        displaced=hosts.displaced(BodyLock.loads(entry.displaced, "journal")),
+                                        base=self._manifest.soul.generation, epoch=self._manifest.freeze.epoch,
+                                        frozen_ms=int(self._manifest.freeze.frozen_at * 1000))
         hosts.follow(self._root, entry.generation)
         write_atomic(self._root / "lychd.lock", (self._folder / "lychd.lock").read_bytes(), mode=0o644)
         marks.mark_restored(federation.store(), entry.generation)
@@ -175,7 +177,8 @@ class Restoration:
         displaced = BodyLock.loads(entry.displaced, "journal")
         with federation.vault.partial(entry.ticket) as partial:
             write_atomic(partial / "lychd.lock", displaced.dumps().encode())
-            doubts = body.bundle_lock(displaced, self._root, entry.ticket, partial / "body")
+            doubts = body.bundle_lock(displaced, self._root, entry.ticket, partial / "body",
+                                      federation.vault.last_bundles())
             soul = self._soul.displaced(entry.staged, self._manifest.soul)
             seal.seal(partial, replace(
                 self._manifest, id=entry.ticket, created_at=displaced.created_at, signature=displaced.signature,
@@ -187,7 +190,7 @@ class Restoration:
 
     def _remove_displaced(self) -> None:
         self._soul.discard(self._soul.displaced(self._journal.staged, self._manifest.soul))
-        body.undisplace(self._federation.found(), self._journal.ticket)
+        body.unpin(self._federation.found(), self._journal.ticket, self._shadow)
 
     def _advance(self, phase: str, **facts: Any) -> None:
         self._journal = journal.advance(self._federation.vault, phase, **facts)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from lych_checkpoint.errors import SettingError
 
@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     """Paths or globs below the root; a leading `!` leaves out."""
     vault: Path | None = None
     """Where checkpoints live; `~/.local/state/lych/<federation>` if unset."""
-    driver: Literal["auto", "btrfs", "reflink", "dump"] = "auto"
+    driver: Literal["auto", "btrfs", "reflink", "pitr", "dump"] = "auto"
     """How the soul is captured; a named one is required, never replaced silently."""
     pgdata: Path | None = None
     """The server's data directory, for physical drivers; asked of the server if unset."""
@@ -57,6 +57,8 @@ class Settings(BaseSettings):
     """What `create` does with a dirty repository."""
     dirty_limit_bytes: int = Field(default=256 << 20, gt=0)
     """With `capture`: what changed and untracked files of one repository may hold together."""
+    dump_jobs: int = Field(default=1, ge=1, le=64)
+    """How many connections `dump` reads and restores by. More than one: a queued ALTER or TRUNCATE fails the dump."""
     writers: Literal["refuse", "fence", "note"] = "refuse"
     """What `create` does about writers outside Celery."""
     ack_timeout_s: float = Field(default=5.0, gt=0, le=600)
@@ -136,7 +138,7 @@ class Settings(BaseSettings):
             name = "LYCH_" + str(first["loc"][0]).upper() if first["loc"] else "settings"
             what = "is required and not set" if first["type"] == "missing" else first["msg"]
             raise SettingError(what, name, f"set {name}") from error
-        except SettingsError as error:  # a value that should be JSON is not; pydantic names the field in prose
+        except ValueError as error:  # a value that should be JSON is not; pydantic names the field in prose
             found = re.search(r'field "(\w+)"', str(error))
             name = "LYCH_" + found[1].upper() if found else "settings"
             raise SettingError("is not valid JSON", name, f"set {name} to JSON") from error

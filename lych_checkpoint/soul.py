@@ -6,7 +6,8 @@ flushed before the capture, and two readings prove that nobody wrote in between.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +20,14 @@ from lych_checkpoint.database.server import describe, system_identifier
 from lych_checkpoint.drivers.base import Driver, Evidence, Ground
 from lych_checkpoint.drivers.helped import Helped
 from lych_checkpoint.drivers.programs import find
-from lych_checkpoint.errors import Damage, Refused
+from lych_checkpoint.errors import CheckpointError, Damage, Refused
 from lych_checkpoint.manifest import SoulFacts
 from lych_checkpoint.process import run
 from lych_checkpoint.records import canonical
 from lych_checkpoint.vault import write_atomic
 from lych_checkpoint.window import Capture
+
+logger = logging.getLogger(__name__)
 
 _AMCHECK_S = 24 * 3600
 #: With this pg_amcheck ends when it found damage; with 1 when it could not look.
@@ -110,6 +113,30 @@ class Soul:
             raise
         if not finished:
             self._abort(into)
+            return
+        try:
+            self.driver.keep()
+        except (CheckpointError, OSError) as error:  # it is sealed; the next create takes the mark away
+            logger.warning("The capture of %s still bears the mark of one begun: %s", checkpoint_id, error,
+                           extra={"event": "soul.mark"})
+
+    def sweep(self, sealed: Callable[[], Collection[str]]) -> None:
+        """Take back what creates that died captured outside the vault.
+
+        The caller holds the lock, and has made sure that no attempt before it can be sealed any more. ``sealed``
+        gives the ids of the vault; it is asked after the captures were looked for.
+        """
+        begun = [one for one, driver in self.driver.begun().items() if driver == self.driver.name]
+        known = {*sealed()} if begun else set()
+        for checkpoint in begun:
+            logger.warning("Taking back what %s captured of %s, left by a create that died", self.driver.name,
+                           checkpoint, extra={"event": "soul.swept", "checkpoint": checkpoint})
+            self.driver.take_back(checkpoint, sealed=checkpoint in known)
+
+    @staticmethod
+    def begun(ground: Ground, helper: tuple[str, ...] = ()) -> dict[str, str]:
+        """Return the captures beside PGDATA whose makers died before they were sealed, with their driver."""
+        return drivers.begun(ground, helper)
 
     def _abort(self, into: Path) -> None:
         (into / ACTIVITY).unlink(missing_ok=True)
@@ -117,7 +144,10 @@ class Soul:
 
     def verify(self, facts: SoulFacts, folder: Path, *, deep: bool = False) -> list[str]:
         """Return each damage in one sentence; the files' digests were checked by the caller."""
-        return self.driver.verify(facts.evidence, folder, deep=deep)
+        try:
+            return self.driver.verify(facts.evidence, folder, deep=deep)
+        except KeyError as error:
+            return [f"manifest.json: the evidence of the driver {facts.driver} lacks {error}"]
 
     def plan_stage(self, facts: SoulFacts, ticket: str) -> Evidence:
         """Say what `stage` will make; to be written into the journal first."""

@@ -39,6 +39,7 @@ def status(federation: Federation) -> dict[str, Any]:
             for boot, entry in sorted(entries.items(), key=lambda item: item[1].name)
         ],
         "restore": restore,
+        "quarantined": federation.vault.quarantine.count(),
     }
 
 
@@ -60,15 +61,14 @@ def hold(federation: Federation, for_s: float, reason: str, app: Any = None) -> 
         gone.settle(store)
         taken = lease.take(store, mode=freeze.MAINTENANCE, reason=reason, coordinator=freeze.coordinator(),
                            lowest_epoch=0, lease_s=for_s)
-        ring("freeze")
-        frozen = freeze.Freeze(store, federation.terms(freeze.MAINTENANCE, reason), taken.token, taken.epoch,
+        frozen = freeze.Freeze(store, federation.terms(freeze.MAINTENANCE, reason), ring, taken.token, taken.epoch,
                                taken.at_ms)
         try:
             frozen.wait_for_acks()
             frozen.drain()
         except BaseException:
             lease.drop(store, taken.token)
-            ring("thaw")
+            ring("thaw", taken.epoch)
             raise
     return status(federation)
 
@@ -90,7 +90,7 @@ def thaw(federation: Federation, *, force: bool = False, app: Any = None) -> dic
             raise Refused(f"the freeze belongs to a {facts.mode} by pid {facts.coordinator['pid']} on "
                           f"{facts.coordinator['node']}", store.where, "lych-checkpoint thaw --force", "freeze-owned")
         lease.drop(store, facts.token)
-        federation.ring(app)("thaw")
+        federation.ring(app)("thaw", facts.epoch)
         _wait_until_thawed(federation)
     return status(federation)
 

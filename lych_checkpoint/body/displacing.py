@@ -14,7 +14,7 @@ from lych_checkpoint.body.sound import Sound, open_sound
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.manifest import BodyLock, RepoPin
 from lych_checkpoint.ownership import hand_over, make_directory, owner_of
-from lych_checkpoint.repository import bundles, refs, worktree
+from lych_checkpoint.repository import chains, refs, worktree
 from lych_checkpoint.repository.capture import capture
 from lych_checkpoint.repository.lens import opened
 from lych_checkpoint.repository.objects import Reader, reading
@@ -65,19 +65,6 @@ def weight_bytes(members: Sequence[Member]) -> int:
     return sum(each(one, members))
 
 
-def undisplace(members: Sequence[Member], ticket: str) -> None:
-    """Let go of the commits that `displace` kept under this ticket."""
-
-    def one(member: Member) -> None:
-        try:
-            repository = Repository.at(member.directory)
-        except Refused:
-            return
-        refs.drop(repository, f"{refs.SAFETY}/{ticket}")
-
-    each(one, members)
-
-
 def _displace(reader: Reader, member: Member, leave_out: tuple[bytes, ...], shadow: Path, ticket: str) -> RepoPin:
     sound = open_sound(reader, member.directory)
     if sound is None:
@@ -106,8 +93,10 @@ def _needs_capture(sound: Sound, leave_out: tuple[bytes, ...]) -> bool:
             return True  # a broken index says nothing
 
 
-def bundle_lock(lock: BodyLock, root: Path, ticket: str, into: Path) -> list[str]:
-    """Write one bundle per repository of a displaced body, before or after the switch; returns doubts as `bundle`.
+def bundle_lock(
+    lock: BodyLock, root: Path, ticket: str, into: Path, before: Path | None = None,
+) -> list[str]:
+    """Write bundles of every repository of a displaced body, before or after the switch; as `bundle`.
 
     Raises:
         Refused: an object is missing (``bundle-failed``).
@@ -124,9 +113,10 @@ def bundle_lock(lock: BodyLock, root: Path, ticket: str, into: Path) -> list[str
         if sound is None:
             raise Refused("cannot be read any more", pin.path, "", "bundle-failed")
         name = safe_name(pin.path)
-        bundles.write(sound.repository, sound.configuration, f"{refs.SAFETY}/{ticket}", pin.captured or pin.commit,
-                      into / f"{name}.bundle", alternates=(shadow / f"{name}.git" / "objects",))
-        return bundles.doubt(pin.object_format, into / f"{name}.bundle")
+        return chains.write(
+            sound.repository, sound.configuration, f"{refs.SAFETY}/{ticket}", pin.captured or pin.commit, into, name,
+            before=before, alternates=(shadow / f"{name}.git" / "objects",),
+        )
 
     with reading() as reader:
         return [doubt for doubt in each(lambda pin: one(reader, pin), lock.repos) if doubt]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -61,6 +62,24 @@ def find(root: Path, core: str, extensions: Sequence[str]) -> tuple[Member, ...]
                 raise Refused("its name is not UTF-8: no lock could hold it", ascii(path), "rename it", "odd-name")
             members.append(Member(path, role, directory))
     return tuple(members)
+
+
+def strays(root: Path, core: str, extensions: Sequence[str]) -> list[str]:
+    """Return the repositories up to two levels below the root that no setting names: neither taken nor left out.
+
+    What lies inside a member is looked at when it is scanned.
+    """
+    root = root.absolute()
+    known = [member.path for member in find(root, core, extensions)]
+    left_out = [pattern[1:] for pattern in extensions if pattern.startswith("!")]
+    found = []
+    for directory in (path.parent for depth in ("*/.git", "*/*/.git") for path in root.glob(depth)):
+        path = directory.relative_to(root)
+        above = {one.as_posix() for one in (path, *path.parents)}
+        if PLACE not in path.parts and not above & set(known) and \
+                not any(fnmatch.fnmatchcase(one, pattern) for one in above for pattern in left_out):
+            found.append(os.fsencode(path).decode(errors="backslashreplace"))
+    return sorted(found)
 
 
 def listed_in(root: Path, pins: Iterable[RepoPin]) -> tuple[Member, ...]:

@@ -9,9 +9,9 @@ from pathlib import Path
 from lych_checkpoint.body.area import safe_name
 from lych_checkpoint.body.members import Member, each
 from lych_checkpoint.body.scans import Scan, Seen
-from lych_checkpoint.errors import CheckpointError
+from lych_checkpoint.errors import CheckpointError, Refused
 from lych_checkpoint.manifest import BodyLock, Environment
-from lych_checkpoint.repository import bundles, refs
+from lych_checkpoint.repository import chains, refs
 from lych_checkpoint.repository.command import run
 from lych_checkpoint.repository.place import Repository
 
@@ -35,9 +35,27 @@ def pin(scan: Scan, checkpoint_id: str) -> None:
     each(one, scan.seen)
 
 
-def unpin(members: Sequence[Member], checkpoint_id: str) -> None:
-    """Remove those refs; where there is none it does nothing."""
-    each(lambda member: refs.drop(Repository.at(member.directory), f"{refs.CHECKPOINTS}/{checkpoint_id}"), members)
+def unpin(members: Sequence[Member], name: str, shadow: Path | None = None) -> None:
+    """Let go of what `pin` kept for a checkpoint, or `displace` under a ticket; nothing there is fine.
+
+    Args:
+        members: whose refs; a broken one is passed over.
+        name: the checkpoint's id: a safety copy bears its ticket.
+        shadow: directory of the stores of captured trees, which bear the same refs.
+    """
+    names = (f"{refs.CHECKPOINTS}/{name}", f"{refs.SAFETY}/{name}")
+
+    def one(member: Member) -> None:
+        try:
+            repository = Repository.at(member.directory)
+        except Refused:
+            return
+        refs.drop(repository, *names)
+        store = shadow / f"{safe_name(member.path)}.git" if shadow else None
+        if store and (store / "HEAD").is_file():
+            refs.drop_in(store, *names)
+
+    each(one, members)
 
 
 @contextmanager
@@ -48,18 +66,24 @@ def pinned(scan: Scan, checkpoint_id: str) -> Iterator[None]:
         yield
     except BaseException as error:
         try:
-            unpin([seen.member for seen in scan.seen], checkpoint_id)
+            unpin([seen.member for seen in scan.seen], checkpoint_id, scan.policy.shadow)
         except CheckpointError as second:
             error.add_note(f"refs/lych/checkpoints/{checkpoint_id} could not be removed: {second}")
         raise
 
 
-def bundle(scan: Scan, checkpoint_id: str, into: Path) -> list[str]:
-    """Write one bundle per repository into ``into``, with all history of what the scan found, and try each.
+def bundle(scan: Scan, checkpoint_id: str, into: Path, before: Path | None = None) -> list[str]:
+    """Write bundles of every repository into ``into``, with all history of what the scan found, and try them.
+
+    Args:
+        scan: what was found.
+        checkpoint_id: names its refs.
+        into: directory of the checkpoint's bundles.
+        before: that of an earlier checkpoint, for what need not be written again; see `chains.write`.
 
     Returns:
-        A sentence for each bundle from which its repository could not be made anew; git checks harder on the way in
-        than on the way out.
+        A sentence for each repository that could not be made anew; git checks harder on the way in than on the way
+        out.
 
     Raises:
         Refused: an object is missing (``bundle-failed``).
@@ -67,13 +91,11 @@ def bundle(scan: Scan, checkpoint_id: str, into: Path) -> list[str]:
     into.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def one(seen: Seen) -> str:
-        file = into / f"{safe_name(seen.member.path)}.bundle"
-        bundles.write(
+        return chains.write(
             seen.repository, seen.configuration, f"{refs.CHECKPOINTS}/{checkpoint_id}",
-            seen.pin.captured or seen.pin.commit, file,
-            alternates=(seen.shadow / "objects",) if seen.pin.captured and seen.shadow else (),
+            seen.pin.captured or seen.pin.commit, into, safe_name(seen.member.path), before=before,
+            alternates=(seen.shadow / "objects",) if seen.shadow else (),
         )
-        return bundles.doubt(seen.pin.object_format, file)
 
     return [doubt for doubt in each(one, scan.seen) if doubt]
 

@@ -13,7 +13,7 @@ from lych_checkpoint.body.sound import Sound, open_sound
 from lych_checkpoint.errors import CheckpointError, Refused
 from lych_checkpoint.manifest import BodyLock, RepoPin
 from lych_checkpoint.ownership import hand_over, owner_of
-from lych_checkpoint.repository import bundles, refs
+from lych_checkpoint.repository import bundles, chains, refs
 from lych_checkpoint.repository import configuration as configurations
 from lych_checkpoint.repository.checkout import Goal, bring_to
 from lych_checkpoint.repository.configuration import Configuration
@@ -23,11 +23,11 @@ from lych_checkpoint.repository.place import Repository
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What one repository needs. ``sound`` is None where it must be made anew; ``file`` where it needs no bundle."""
+    """What one repository needs. ``sound`` is None where it must be made anew; ``files`` are the bundles for it."""
 
     pin: RepoPin
     sound: Sound | None
-    file: Path | None
+    files: list[Path]
 
 
 def stage(lock: BodyLock, root: Path, bundles: Path, ticket: str) -> None:
@@ -58,13 +58,26 @@ def stage(lock: BodyLock, root: Path, bundles: Path, ticket: str) -> None:
             raise
 
 
+def make_root(lock: BodyLock, root: Path, bundles: Path) -> None:
+    """Make an empty ``root`` the repository that ``lock`` says it is, so that `stage` finds it; else do nothing.
+
+    Any other repository is made aside and moved into place as a whole, which the root cannot be.
+
+    Raises:
+        Refused: no bundle holds its commit (``missing-commit``), or one is damaged (``bundle-broken``).
+    """
+    for pin in lock.repos:
+        if pin.path == ".":
+            _make(pin, root, _files(pin, bundles))
+
+
 def lacking(commits: Mapping[str, str], root: Path, folder: Path) -> list[str]:
     """Return the repositories whose commit is neither in them nor in a bundle in ``folder``. Changes nothing."""
 
     def one(reader: Reader, path: str) -> bool:
         sound = open_sound(reader, root / path)
         return (sound is not None and reader.holds(sound.repository, commits[path])) or \
-            (folder / f"{safe_name(path)}.bundle").exists()
+            bool(chains.reaching(folder, safe_name(path), commits[path]))
 
     with reading() as reader:
         held = each(lambda path: one(reader, path), list(commits))
@@ -90,14 +103,18 @@ def _plan(reader: Reader, pin: RepoPin, pins: Sequence[RepoPin], area: Area, fol
     directory = area.root / pin.path
     sound = open_sound(reader, directory)
     if sound is not None and _holds(reader, sound.repository, pin):
-        return _Plan(pin, sound, None)
+        return _Plan(pin, sound, [])
     if sound is None:
         _refuse_immovable(pin, pins, directory)
-    file = folder / f"{safe_name(pin.path)}.bundle"
-    if bundles.tip(file) != (pin.captured or pin.commit):
+    return _Plan(pin, sound, _files(pin, folder))
+
+
+def _files(pin: RepoPin, folder: Path) -> list[Path]:
+    files = chains.reaching(folder, safe_name(pin.path), pin.captured or pin.commit)
+    if not files:
         raise Refused(f"the commit {pin.commit[:12]} is neither in the repository nor in a bundle", pin.path,
                       "fetch it, or restore another checkpoint", "missing-commit")
-    return _Plan(pin, sound, file)
+    return files
 
 
 def _holds(reader: Reader, repository: Repository, pin: RepoPin) -> bool:
@@ -127,10 +144,15 @@ def _carry_out(reader: Reader, plan: _Plan, area: Area) -> None:
         _make_aside(reader, plan, area)
         return
     repository = plan.sound.repository
-    if plan.file is not None:
-        bundles.fetch(repository, pin.object_format, plan.file)
+    if plan.files:
+        bundles.fetch(repository, pin.object_format, plan.files)
     _check(reader, repository, pin)
     refs.keep(repository, goal, pin.captured or pin.commit)
+
+
+def _make(pin: RepoPin, directory: Path, files: list[Path]) -> Repository:
+    configuration = Configuration(object_format=pin.object_format, remote=pin.remote, conversions={})
+    return bundles.make_repository(directory, configuration, files, pin.commit, pin.branch)
 
 
 def _make_aside(reader: Reader, plan: _Plan, area: Area) -> None:
@@ -139,9 +161,7 @@ def _make_aside(reader: Reader, plan: _Plan, area: Area) -> None:
     for left in (build, ready):
         if left.exists():
             shutil.rmtree(left)
-    configuration = Configuration(object_format=pin.object_format, remote=pin.remote, conversions={})
-    assert plan.file is not None  # noqa: S101 - `_plan` refuses a repository that is to be made from nothing
-    repository = bundles.make_repository(build, configuration, plan.file, pin.commit, pin.branch)
+    repository = _make(pin, build, plan.files)
     _check(reader, repository, pin)
     bring_to(repository, configurations.read(repository), Goal(pin.commit, pin.captured, pin.branch), None)
     hand_over(build, owner_of(area.root / pin.path))

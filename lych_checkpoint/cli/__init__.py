@@ -16,6 +16,7 @@ _VERBS = {
     "list": "looking", "show": "looking", "diff": "looking", "verify": "looking", "gate": "looking",
     "doctor": "looking",
     "init": "changing", "restore": "changing", "recover": "changing", "rehearse": "changing",
+    "queue": "queueing",
 }
 _JSON = "lych.json"
 

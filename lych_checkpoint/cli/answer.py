@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lych_checkpoint import progress
 from lych_checkpoint.errors import CheckpointError, SettingError
 from lych_checkpoint.records import SCHEMA
 
@@ -107,7 +108,9 @@ def harmless(text: str) -> str:
 
 
 def log_to_stderr(*, debug: bool) -> None:
-    """Send the log where it does not disturb the answer."""
+    """Send the log where it does not disturb the answer; to a person, with word of what takes long."""
+    if sys.stderr.isatty():
+        logging.getLogger(progress.__name__).setLevel(logging.INFO)
     if not logging.getLogger().handlers:
         logging.basicConfig(stream=sys.stderr, level=logging.DEBUG if debug else logging.WARNING,
                             format="%(levelname)s %(message)s")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import sys
 from typing import NoReturn
@@ -10,6 +12,7 @@ import click
 
 from lych_checkpoint.cli import answer
 from lych_checkpoint.cli.words import agree, plan_lines
+from lych_checkpoint.errors import CheckpointError
 
 
 @click.command("init")
@@ -27,17 +30,21 @@ def init_command() -> None:
 @click.option("--dry-run", is_flag=True, help="Say what would come and go; change nothing.")
 @click.option("--no-safety", is_flag=True, help="Keep nothing of what goes: there is no undo.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def restore_command(*, name: str | None, undo: bool, dry_run: bool, no_safety: bool, yes: bool) -> None:
+@click.option("--waiting", hidden=True, help="What the app knew of its queues when it left for this, in JSON.")
+def restore_command(*, name: str | None, undo: bool, dry_run: bool, no_safety: bool, yes: bool,
+                    waiting: str | None) -> None:
     """Bring body and soul of a checkpoint back, both or neither."""
     if (name is None) != undo:
         raise click.UsageError("name a checkpoint, or say --undo")
-    _leave_the_body("restore", *[name] * (name is not None), *["--undo"] * undo, *["--dry-run"] * dry_run,
-                    *["--no-safety"] * no_safety, *["--yes"] * yes)
+    asked = json.loads(waiting) if waiting else _waiting() if dry_run or not yes else None
+    if not dry_run:
+        _leave_the_body("restore", *[name] * (name is not None), *["--undo"] * undo, *["--no-safety"] * no_safety,
+                        *["--yes"] * yes, *["--waiting", json.dumps(asked)] * (asked is not None))
     from lych_checkpoint import restore
     from lych_checkpoint.plan import plan as plan_of
 
     federation = answer.federation()
-    plan = plan_of(federation, name or restore.newest_safety(federation))
+    plan = plan_of(federation, name or restore.newest_safety(federation), asked)
     if dry_run:
         answer.say(plan, plan_lines(plan))
         return
@@ -74,6 +81,19 @@ def rehearse_command(*, name: str) -> None:
         f"rehearsed {document['checkpoint']} in {document['took_ms'] / 1000:.1f} s",
         *[f"{part}: {document[part]}" for part in ("gate", "amcheck", "command")],
     ])
+
+
+def _waiting() -> dict[str, int] | None:
+    """Return how many messages wait by queue; None without an app, or where its broker does not answer."""
+    if answer.app() is None:
+        return None
+    from lych_checkpoint import queues
+
+    try:
+        return queues.waiting(answer.app())
+    except CheckpointError as error:
+        logging.getLogger(__name__).warning("%s", error)
+        return None
 
 
 def _leave_the_body(*argv: str | None) -> None:

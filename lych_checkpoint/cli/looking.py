@@ -61,7 +61,8 @@ def verify_command(*, name: str, deep: bool) -> None:
     from lych_checkpoint import inspection
 
     document = inspection.verify(answer.federation(), name, deep=deep)
-    answer.say(document, f"{document['id']} is whole ({document['depth']})")
+    broken = "; the one sealed before it was pruned or changed" if document["previous"] == "gone" else ""
+    answer.say(document, f"{document['id']} is whole ({document['depth']}){broken}")
 
 
 @click.command("gate")

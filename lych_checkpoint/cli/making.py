@@ -124,5 +124,7 @@ def _status_lines(document: dict[str, Any]) -> list[str]:
                      f"{one['expires_in_s']:.0f} s left")
     if document["restore"]:
         lines.append(f"restore of {document['restore']['checkpoint']} is {document['restore']['phase']}")
+    if document["quarantined"]:
+        lines.append(f"{document['quarantined']} messages are put aside: lych-checkpoint queue list")
     rows = [(one["name"], one["pool"], one["state"], one["in_flight"], one["parked"]) for one in document["workers"]]
     return lines + (answer.table(rows, ("worker", "pool", "state", "in flight", "parked")) if rows else [])

@@ -8,12 +8,13 @@ from typing import Any
 
 import click
 
-from lych_checkpoint.cli.answer import table
+from lych_checkpoint.cli.answer import harmless, table
 
+# `click.ParamType` takes a type argument only since 8.4: without it every release will do.
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-class Duration(click.ParamType[Any]):
+class Duration(click.ParamType):  # type: ignore[type-arg]
     """`90s`, `10m`, `2h`: seconds as a float."""
 
     name = "duration"
@@ -28,7 +29,7 @@ class Duration(click.ParamType[Any]):
         return float(found[1]) * _UNITS_S[found[2]]
 
 
-class Label(click.ParamType[Any]):
+class Label(click.ParamType):  # type: ignore[type-arg]
     """One plain word that is no other way to name a checkpoint."""
 
     name = "word"
@@ -40,7 +41,7 @@ class Label(click.ParamType[Any]):
         return value
 
 
-class Tag(click.ParamType[Any]):
+class Tag(click.ParamType):  # type: ignore[type-arg]
     """`key=value`."""
 
     name = "key=value"
@@ -85,9 +86,19 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
         *(table(written, ("changes that go", "inserted", "updated", "deleted")) if written else []),
         *[f"no room to keep what goes (up to {safety['needed_bytes'] >> 20} MiB): needs --no-safety"]
         * (not safety["fits"]),
+        *_waiting(plan["queues"]),
         f"it took {expected['total_s']:g} s, of which workers stood still for {expected['still_s']:g} s (median of "
         f"{expected['runs']})" if expected else "how long it takes is not known: none ran here with this driver",
     ]
+
+
+def _waiting(queues: dict[str, Any] | None) -> list[str]:
+    if queues is None:
+        return ["how many messages wait is not known: `celery -A APP checkpoint restore --dry-run` asks the broker"]
+    counts = [f"{count} in {harmless(name)}" for name, count in queues["waiting"].items() if count]
+    fate = "are put aside" if queues["policy"] == "quarantine" else "run all the same (LYCH_QUEUE_POLICY)"
+    return [f"messages wait: {', '.join(counts)}; those from after the checkpoint {fate}" if counts else
+            "no message waits in the queues"]
 
 
 def _count(commits: dict[str, Any] | None) -> str:

@@ -50,6 +50,11 @@ def flushed(connection: Connection) -> int:
     return int(rows(connection, "SELECT pg_current_wal_flush_lsn() - '0/0'::pg_lsn")[0][0])
 
 
+def timeline(connection: Connection) -> int:
+    """Return the timeline on which the server writes."""
+    return int(str(rows(connection, "SELECT pg_walfile_name(pg_current_wal_flush_lsn())")[0][0])[:8], 16)
+
+
 def segment_bytes(connection: Connection) -> int:
     """Return the size of a WAL segment."""
     return int(rows(connection, "SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'")[0][0])

@@ -55,6 +55,11 @@ def name_by(connection: Connection, oid: int) -> str:
     return str(found[0][0]) if found else ""
 
 
+def size_bytes(connection: Connection, name: str) -> int:
+    """Return what the database takes on the server's disk."""
+    return int(rows(connection, "SELECT pg_database_size(%s::name)", (name,))[0][0])
+
+
 def copy(connection: Connection, source: str, name: str) -> None:
     """Make ``name`` a copy of ``source``, which nobody may be connected to."""
     # The default since 15 writes the whole copy into the WAL: twice to three times slower from 1 GB on.

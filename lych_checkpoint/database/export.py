@@ -46,6 +46,22 @@ def tables(connection: Connection) -> dict[int, Table]:
     return {oid: Table(name, file, locked) for oid, name, file, locked in found}
 
 
+def sessions(connection: Connection, beginning: str) -> list[str]:
+    """Return the names of this role's sessions on this database that begin so."""
+    return [name for (name,) in rows(connection, """
+        SELECT application_name FROM pg_stat_activity
+        WHERE datname = current_database() AND usename = current_user AND starts_with(application_name, %s)""",
+        (beginning,))]
+
+
+def end_sessions(connection: Connection, beginning: str) -> None:
+    """End this role's sessions on this database whose names begin so."""
+    rows(connection, """
+        SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE datname = current_database() AND usename = current_user AND starts_with(application_name, %s)""",
+        (beginning,))
+
+
 def unlocked(connection: Connection, application_name: str, wanted: list[int]) -> int:
     """Return how many of the tables ``wanted`` the sessions of that name have no lock on yet."""
     return int(rows(connection, """

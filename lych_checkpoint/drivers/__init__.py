@@ -10,22 +10,33 @@ from lych_checkpoint.drivers.base import Driver, Ground
 from lych_checkpoint.drivers.btrfs import BtrfsDriver
 from lych_checkpoint.drivers.dump import DumpDriver
 from lych_checkpoint.drivers.helped import Helped
+from lych_checkpoint.drivers.pitr import PitrDriver
 from lych_checkpoint.drivers.reflink import ReflinkDriver
 from lych_checkpoint.errors import CheckpointError, Refused
 from lych_checkpoint.process import Owner
 
-#: In the order in which `auto` tries them: the shortest window first.
+#: In the order in which `auto` tries them: the shortest window first, but last what keeps the data a second time.
 DRIVERS: Mapping[str, Callable[[Ground], Driver]] = MappingProxyType(
-    {"btrfs": BtrfsDriver, "reflink": ReflinkDriver, "dump": DumpDriver})
-
+    {"btrfs": BtrfsDriver, "reflink": ReflinkDriver, "dump": DumpDriver, "pitr": PitrDriver})
 
 #: Those that work on PGDATA's files, and so may need LYCH_HELPER.
-HELPED = ("btrfs", "reflink")
+HELPED = ("btrfs", "reflink", "pitr")
 
 
 def reports(ground: Ground, helper: tuple[str, ...] = ()) -> list[tuple[str, str | None]]:
     """Return every driver with None if it fits, else its reason."""
     return [(name, _reason(chosen(ground, name, helper))) for name in DRIVERS]
+
+
+def begun(ground: Ground, helper: tuple[str, ...]) -> dict[str, str]:
+    """Return the copies of ours beside PGDATA whose makers died before they were sealed, with their driver.
+
+    Nothing where PGDATA is not here, or not for us to see. Whichever driver is asked knows of all.
+    """
+    try:
+        return chosen(ground, HELPED[0], helper).begun()
+    except (CheckpointError, OSError):
+        return {}
 
 
 def select(ground: Ground, wanted: str, helper: tuple[str, ...] = ()) -> Driver | Helped:
@@ -48,7 +59,7 @@ def select(ground: Ground, wanted: str, helper: tuple[str, ...] = ()) -> Driver 
 def chosen(ground: Ground, name: str, helper: tuple[str, ...]) -> Driver | Helped:
     """Return the driver of that name, behind ``helper`` where PGDATA is somebody else's. Errors as `named`."""
     if helper and name in HELPED and not _is_ours(ground):
-        return Helped(name, helper)
+        return Helped(name, helper, ground.owner)
     return named(ground, name)
 
 

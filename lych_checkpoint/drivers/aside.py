@@ -16,12 +16,12 @@ from typing import Generic, TypeVar
 from lych_checkpoint.database import connect, host_and_name, speaking
 from lych_checkpoint.database.address import is_local
 from lych_checkpoint.database.server import Server, describe, system_identifier, unlogged_with_rows
-from lych_checkpoint.drivers import kernel
+from lych_checkpoint.drivers import claims, kernel
 from lych_checkpoint.drivers.base import Evidence, Ground
-from lych_checkpoint.drivers.cluster import HELPER, major_of, unfit
+from lych_checkpoint.drivers.cluster import major_of, unfit
 from lych_checkpoint.drivers.postmaster import Postmaster
 from lych_checkpoint.drivers.programs import need
-from lych_checkpoint.drivers.shelf import Shelf
+from lych_checkpoint.drivers.shelf import Kept, Shelf, copying, evidence_of
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.process import Owner, run
 
@@ -38,10 +38,48 @@ class Aside(ABC, Generic[S]):
         self._make_shelf = make_shelf
         self._shelf_known: S | None = None
         self._taking = ""
+        self._claim: claims.Claim | None = None
 
     @abstractmethod
     def no_place(self, pgdata: Path) -> str | None:
         """Return None, or why this driver cannot copy ``pgdata`` where it stands."""
+
+    # The steps of a driver: `_ready` calls `_begin` before it makes anything of the checkpoint's own.
+    @abstractmethod
+    def _ready(self, checkpoint: str) -> None: ...
+
+    @abstractmethod
+    def _take(self) -> None: ...
+
+    @abstractmethod
+    def _finish(self) -> Evidence: ...
+
+    def prepare(self, checkpoint: str, into: Path) -> None:  # noqa: ARG002 - nothing lies in the vault
+        """Do before the freeze all that can be done. Refused where there is no room; so are the next two."""
+        with copying(self._shelf().path):
+            self._ready(checkpoint)
+
+    def capture(self) -> None:
+        """Take the instant."""
+        with copying(self._shelf().path):
+            self._take()
+
+    def finish(self) -> Evidence:
+        """Make the copy durable, and write down its identity."""
+        with copying(self._shelf().path):
+            return self._finish()
+
+    def recovery(self, staged: Evidence) -> dict[str, str]:  # noqa: ARG002 - for those that have some
+        """Return the settings with which staged data recover: none where they stop at the end of their WAL."""
+        return {}
+
+    def generation(self, shelf: S, name: str) -> int:
+        """Return a number that every change of what the copy ``name`` consists of changes."""
+        return shelf.generation(name)
+
+    def unfold(self, shelf: S, name: str, writable: str) -> Kept:
+        """Make a writable copy of ``name``, on which a server can recover."""
+        return shelf.unfold(name, writable)
 
     def probe(self) -> str | None:
         """Return None, or why this cluster cannot be captured as files. Raises Away if the server is not there."""
@@ -52,12 +90,7 @@ class Aside(ABC, Generic[S]):
         pgdata = self._ground.pgdata or (Path(server.data_directory) if server.data_directory else None)
         if pgdata is None:
             return f"role {server.role} may not see data_directory: set LYCH_PGDATA"
-        try:
-            return unfit(server, identifier, pgdata.resolve(), self._ground.pg_bin, self.no_place)
-        except PermissionError as error:
-            return f"{error.filename or pgdata} cannot be looked at: {HELPER}"
-        except OSError as error:
-            return f"{error.filename or pgdata}: {error.strerror}"
+        return unfit(server, identifier, pgdata.resolve(), self._ground.pg_bin, self.no_place)
 
     def preflight(self) -> list[str]:
         """Refuse what crash recovery would lose; warn of what a copy brings back besides."""
@@ -67,30 +100,42 @@ class Aside(ABC, Generic[S]):
         if emptied:
             raise Refused(f"the UNLOGGED table {emptied[0]} has rows, which a restored copy would lose", where,
                           f"ALTER TABLE {emptied[0]} SET LOGGED, or LYCH_DRIVER=dump", "unlogged")
-        nested = kernel.nested(self._shelf().pgdata)
-        if nested:
+        if nested := kernel.nested(self._shelf().pgdata):
             raise Refused(f"{nested[0]} is a file system of its own, which no copy of PGDATA holds", where,
                           "move it into PGDATA's file system, or LYCH_DRIVER=dump", "nested-subvolume")
         return self._warnings(server)
 
+    def keep(self) -> None:
+        """Keep the copy: its checkpoint is sealed."""
+        if self._claim is not None:
+            self._claim.end(keep=True)
+
     def abort(self) -> None:
         """Remove the copy, if it was begun."""
-        if self._taking:
-            self._shelf().remove(self._taking)
+        if self._claim is not None:
+            self._claim.end(keep=False)
+
+    def begun(self) -> dict[str, str]:
+        """Return the copies of ours whose makers died before `keep`, by checkpoint, with their driver."""
+        return claims.begun(self._shelf(), self._ground.owner) if is_local(self._ground.url) else {}
+
+    def take_back(self, checkpoint: str, *, sealed: bool) -> None:
+        """Remove a copy that a dead maker left; of a sealed checkpoint only its mark."""
+        claims.take_back(self._shelf(), checkpoint, self.name, self._ground.owner,
+                         None if sealed else lambda: self._remove(checkpoint))
 
     def verify(self, evidence: Evidence, folder: Path, *, deep: bool = False) -> list[str]:
         """Compare the copy's identity; with ``deep`` recover a copy of it and check every page's checksum."""
         shelf = self._shelf_of(evidence)
         path = shelf.path / str(evidence["snapshot"])
-        found = shelf.find(str(evidence["snapshot"]))
-        if found is None:
+        if (found := shelf.find(str(evidence["snapshot"]))) is None:
             return [f"the copy {path} is gone"]
         damages = []
         if found.uuid != evidence["uuid"]:
             damages.append(f"{path} is another copy than the one that was sealed")
         elif not found.read_only:
             damages.append(f"{path} was made writable")
-        elif shelf.generation(str(evidence["snapshot"])) != evidence["generation"]:
+        elif self.generation(shelf, str(evidence["snapshot"])) != evidence["generation"]:
             damages.append(f"{path} changed since it was sealed")
         if not damages and deep:
             damages += self._check_pages(evidence, folder)
@@ -110,12 +155,11 @@ class Aside(ABC, Generic[S]):
     def stage(self, evidence: Evidence, folder: Path, ticket: str) -> Evidence:  # noqa: ARG002 - nothing lies there
         """Make a writable copy aside. What an earlier try of this ticket left is made anew."""
         plan, shelf = self.plan_stage(evidence, ticket), self._shelf_of(evidence)
-        name = str(plan["stage"])
-        noted = shelf.noted(name)
+        noted = shelf.noted(name := str(plan["stage"]))
         if noted is not None and shelf.live().uuid == noted["uuid"]:
             raise Refused(f"restore {ticket} was switched already", str(shelf.pgdata), "lych-checkpoint recover")
         self._clear(shelf, name)
-        made = shelf.unfold(str(evidence["snapshot"]), name)
+        made = self.unfold(shelf, str(evidence["snapshot"]), name)
         # What lies under this name after the switch is the displaced data: only the note tells it from a stage.
         shelf.note(name, {"uuid": made.uuid})
         return {**plan, "uuid": made.uuid}
@@ -128,7 +172,7 @@ class Aside(ABC, Generic[S]):
         if found is None or found.uuid != staged["uuid"]:
             raise Refused("the staged data are not there", str(shelf.path / str(staged["stage"])), "restore again")
         server = self._postmaster(shelf.path / str(staged["stage"]), str(staged["config_file"]))
-        with server.private(self._ground.url) as url:
+        with server.private(self._ground.url, self.recovery(staged)) as url:
             yield url
         shelf.sync()
 
@@ -166,8 +210,7 @@ class Aside(ABC, Generic[S]):
     def discard_stage(self, staged: Evidence) -> None:
         """Remove staged data; displaced data under the same name are left alone."""
         shelf, name = self._shelf_of(staged), str(staged["stage"])
-        found = shelf.find(name)
-        if found is not None and found.uuid != staged["live_uuid"]:
+        if (found := shelf.find(name)) is not None and found.uuid != staged["live_uuid"]:
             self._clear(shelf, name)
 
     def discard(self, evidence: Evidence) -> None:
@@ -179,34 +222,33 @@ class Aside(ABC, Generic[S]):
         shelf = self._shelf()
         with connect(self._ground.url) as connection, speaking(connection):
             said = describe(connection).data_directory
-        odd = []
-        if said and Path(said).resolve() != shelf.pgdata:
-            odd.append(f"the server runs in {said}, not in {shelf.pgdata}")
+        odd = [f"the server runs in {said}, not in {shelf.pgdata}"
+               ] if said and Path(said).resolve() != shelf.pgdata else []
         if not self._postmaster(shelf.pgdata).users():
             odd.append(f"no process works in {shelf.pgdata}")
         return odd
 
     def _warnings(self, server: Server) -> list[str]:
-        if not server.neighbours:
-            return []
         what = f"{self.name} captures the whole cluster: {', '.join(server.neighbours)} come back too"
-        return [f"{what}, their sequences may skip values and their UNLOGGED tables come back empty"]
+        return [f"{what}, their sequences may skip values and their UNLOGGED tables come back empty"
+                ] if server.neighbours else []
 
     def _exchange(self, staged: Evidence, wanted: str) -> None:
-        shelf = self._shelf_of(staged)
-        config = str(staged["config_file"])
+        shelf, config, stage = self._shelf_of(staged), str(staged["config_file"]), str(staged["stage"])
+        live = self._postmaster(shelf.pgdata, config)
         if shelf.live().uuid != wanted:
-            aside = shelf.find(str(staged["stage"]))
+            aside = shelf.find(stage)
             if aside is None or aside.uuid != wanted:
                 raise Refused(f"the copy {wanted} is not there", str(shelf.path), "lych-checkpoint recover")
-            self._postmaster(shelf.pgdata, config).stop()
-            self._postmaster(shelf.path / str(staged["stage"]), config).stop()
-            shelf.swap(str(staged["stage"]))
-        self._postmaster(shelf.pgdata, config).start(shelf.path / "server.log")
+            self._postmaster(shelf.path / stage, config).stop()
+            live.stop()
+            shelf.swap(stage)
+        live.start(shelf.path / "server.log")
 
     def _clear(self, shelf: S, name: str) -> None:
         if shelf.find(name) is not None:
-            self._postmaster(shelf.path / name).stop()  # a killed try may have left its private server
+            # A killed try may have left its private server, or a copy that has no version and no owner yet.
+            self._postmaster(shelf.path / name, like=shelf.pgdata).stop()
             shelf.remove(name)
         shelf.forget(name)
 
@@ -225,11 +267,19 @@ class Aside(ABC, Generic[S]):
             self.discard_stage(staged)
         return []
 
-    def _postmaster(self, pgdata: Path, config_file: str = "") -> Postmaster:
-        return Postmaster(
-            pgdata=pgdata, owner=Owner.of(pgdata), pg_ctl=need("pg_ctl", self._ground.pg_bin, major_of(pgdata)),
-            control=self._ground.control if pgdata == self._shelf().pgdata else "pg_ctl", config_file=config_file,
-        )
+    def _remove(self, checkpoint: str) -> None:
+        self._shelf().remove(checkpoint)
+
+    def _begin(self, checkpoint: str) -> None:
+        """Mark the copy that is about to be made, so that whoever comes after a kill knows of it."""
+        self._claim = claims.claim(self._shelf(), checkpoint, self.name, self._ground.owner)
+        self._taking = checkpoint
+
+    def _postmaster(self, pgdata: Path, config_file: str = "", like: Path | None = None) -> Postmaster:
+        like = like or pgdata
+        control = self._ground.control if pgdata == self._shelf().pgdata else "pg_ctl"
+        return Postmaster(pgdata=pgdata, owner=Owner.of(like), config_file=config_file, control=control,
+                          pg_ctl=need("pg_ctl", self._ground.pg_bin, major_of(like)))
 
     def _shelf(self) -> S:
         if self._shelf_known is None:
@@ -248,15 +298,3 @@ class Aside(ABC, Generic[S]):
             raise Refused(f"this checkpoint is of the cluster in {pgdata}", str(self._shelf_known.pgdata),
                           "set LYCH_PGDATA", "other-pgdata")
         return self._shelf_known
-
-
-def evidence_of(shelf: Shelf, name: str) -> Evidence:
-    """Return what tells the copy ``name``, as it is now, from every other and from itself if it were changed.
-
-    Raises:
-        Refused: it is gone.
-    """
-    found = shelf.find(name)
-    if found is None:
-        raise Refused("the copy is gone", str(shelf.path / name), "create again")
-    return {"pgdata": str(shelf.pgdata), "snapshot": name, "uuid": found.uuid, "generation": shelf.generation(name)}

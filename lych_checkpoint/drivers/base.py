@@ -16,19 +16,22 @@ class Ground:
     """What a driver works on.
 
     ``pgdata`` is None where the data directory is unknown; ``pg_bin`` is the directory of the client programs or
-    None to find them on PATH; ``control`` is LYCH_POSTGRES_CONTROL.
+    None to find them on PATH; ``control`` is LYCH_POSTGRES_CONTROL; ``owner`` is the vault that copies are for;
+    ``jobs`` is LYCH_DUMP_JOBS.
     """
 
     url: str
     pgdata: Path | None = None
     pg_bin: Path | None = None
     control: str = "pg_ctl"
+    owner: str = ""
+    jobs: int = 1
 
 
 class Driver(Protocol):
     """Captures the soul in a freeze and brings it back.
 
-    Capture: ``prepare`` → ``capture`` → ``finish``, or ``abort`` from any point. Restore: ``plan_stage`` →
+    Capture: ``prepare`` → ``capture`` → ``finish`` → ``keep``, or ``abort`` from any point. Restore: ``plan_stage`` →
     ``stage`` → ``opened`` → ``shut_out`` → ``switch`` → ``let_in`` → ``displaced``. All from ``stage`` on is
     idempotent: after a kill the same call with the same evidence goes on where it was, and ``switch_back`` undoes a
     switch, whole or half, even after ``displaced``.
@@ -55,8 +58,20 @@ class Driver(Protocol):
     def finish(self) -> Evidence:
         """Make the capture durable, after the thaw. Returns what `stage`, `verify` and `discard` need."""
 
+    def keep(self) -> None:
+        """Keep the capture for good: its checkpoint is sealed."""
+
     def abort(self) -> None:
         """Leave nothing behind; safe to call twice, and after any failure."""
+
+    def begun(self) -> dict[str, str]:
+        """Return the captures of ``owner`` whose makers died before `keep`, by checkpoint, with their driver."""
+
+    def take_back(self, checkpoint: str, *, sealed: bool) -> None:
+        """Remove what such a maker left; of one that is ``sealed`` only what says that it is begun.
+
+        The caller holds the lock of its federation. One that is not this driver's, or whose maker lives, is left.
+        """
 
     def verify(self, evidence: Evidence, folder: Path, *, deep: bool = False) -> list[str]:
         """Return each damage in one sentence; the files' digests were checked by the caller."""

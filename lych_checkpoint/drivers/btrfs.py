@@ -7,9 +7,10 @@ from pathlib import Path
 from lych_checkpoint.database import connect, speaking
 from lych_checkpoint.database.server import Server, checkpoint_now
 from lych_checkpoint.drivers import btrfs_calls, kernel
-from lych_checkpoint.drivers.aside import Aside, evidence_of
+from lych_checkpoint.drivers.aside import Aside
 from lych_checkpoint.drivers.base import Evidence, Ground
 from lych_checkpoint.drivers.cluster import writable_beside
+from lych_checkpoint.drivers.shelf import evidence_of
 from lych_checkpoint.drivers.subvolumes import Subvolumes
 
 
@@ -41,20 +42,20 @@ class BtrfsDriver(Aside[Subvolumes]):
             btrfs_calls.info(top)  # a kernel before 4.18, or a sandbox, says no here and not in the window
         return writable_beside(pgdata)
 
-    def prepare(self, checkpoint: str, into: Path) -> None:  # noqa: ARG002 - nothing lies in the vault
+    def _ready(self, checkpoint: str) -> None:
         """CHECKPOINT and flush, so that the snapshot has little to write and its restore little to recover."""
         shelf = self._shelf()
         shelf.make()
         with connect(self._ground.url) as connection, speaking(connection):
             checkpoint_now(connection)
         shelf.sync()
-        self._taking = checkpoint
+        self._begin(checkpoint)
 
-    def capture(self) -> None:
+    def _take(self) -> None:
         """Take the snapshot."""
         self._shelf().take(self._taking)
 
-    def finish(self) -> Evidence:
+    def _finish(self) -> Evidence:
         """Flush, and write down the snapshot's identity."""
         shelf = self._shelf()
         shelf.sync()

@@ -1,21 +1,23 @@
 """Directories of cloned files on the shelf: each file shares its bytes with its source until either is written.
 
+Where the file system cannot clone, the bytes are copied: whoever cannot wait for that asks `unclonable` first.
 A clone has no snapshot's uuid, flag or generation. Its top directory's inode tells it from others, its mode without
 write permission keeps servers from starting on it, and the kernel's change times, which nobody can set, show changes.
 """
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
-from lych_checkpoint.drivers import kernel
+from lych_checkpoint import progress
+from lych_checkpoint.drivers import kernel, trees
+from lych_checkpoint.drivers.cluster import writable_beside
 from lych_checkpoint.drivers.shelf import STALE, Shelf
 from lych_checkpoint.errors import Damage
 
@@ -58,23 +60,22 @@ class Clones(Shelf):
 
     def generation(self, name: str) -> int:
         """Return a digest of every file's name, inode, size, owner, mode and times."""
-        seen = hashlib.sha256()
         with self.opened() as shelf, kernel.directory(name, inside=shelf) as top:
-            for path, found in _walk(top):
-                seen.update(f"{path}\0{found.st_ino} {found.st_size} {found.st_mode} {found.st_uid} {found.st_gid} "
-                            f"{found.st_mtime_ns} {found.st_ctime_ns}\n".encode(errors="surrogateescape"))
-        return int.from_bytes(seen.digest()[:6])
+            return trees.number([trees.look(path, found) for path, found in trees.walk(top)])
 
     def take(self, name: str) -> None:
         """Clone a live PGDATA, in backup mode, as ``name``: each file at a time of its own, and no WAL."""
         with self.opened() as shelf, kernel.directory(self.pgdata) as live:
-            _copy(live, shelf, name, _live)
+            trees.copy(live, shelf, name, _live, _LAST)
 
     def unfold(self, name: str, writable: str) -> Tree:
         """Clone ``name`` writable, without the lock files that a running server left in it."""
         with self.opened() as shelf:
-            with kernel.directory(name, inside=shelf) as source:
-                _copy(source, shelf, writable, lambda path: path not in STALE)
+            with (
+                kernel.directory(name, inside=shelf) as source,
+                progress.told("the copy", lambda: trees.held_bytes(writable, shelf), trees.size_bytes(source)),
+            ):
+                trees.copy(source, shelf, writable, lambda path: path not in STALE, _LAST)
             with kernel.directory(writable, inside=shelf) as made:
                 os.fchmod(made, stat.S_IMODE(os.fstat(made).st_mode) | stat.S_IWUSR)
                 kernel.sync(made)
@@ -83,7 +84,7 @@ class Clones(Shelf):
     def write(self, name: str, file: str, content: bytes) -> None:
         """Write one more file of PGDATA's owner into the top of the copy ``name``."""
         with self.opened() as shelf, kernel.directory(name, inside=shelf) as top, \
-                _created(file, top, os.fstat(top), 0o600) as made:
+                trees.created(file, top, os.fstat(top), 0o600) as made:
             os.write(made, content)
 
     def take_wal(self, name: str, segments: list[str], segment_bytes: int, cut_at: int) -> None:
@@ -98,25 +99,24 @@ class Clones(Shelf):
         Raises:
             Damage: a segment is missing or short.
         """
-        with ExitStack() as stack:
-            shelf = stack.enter_context(self.opened())
-            live = stack.enter_context(kernel.directory(self.pgdata))
-            source = stack.enter_context(kernel.directory("pg_wal", inside=live))
-            top = stack.enter_context(kernel.directory(name, inside=shelf))
-            target = stack.enter_context(kernel.directory("pg_wal", inside=top))
+        with self.opened() as shelf, kernel.below(shelf, name, "pg_wal") as target:
             for segment in segments:
-                try:
-                    _clone(segment, source, target, os.stat(segment, dir_fd=source, follow_symlinks=False))
-                except FileNotFoundError as error:
-                    raise Damage(f"the WAL segment {segment} is gone", str(self.pgdata), "create again") from error
-                if os.stat(segment, dir_fd=target).st_size != segment_bytes:
-                    raise Damage(f"the WAL segment {segment} is short", str(self.pgdata), "create again")
-            last = os.open(segments[-1], os.O_WRONLY | os.O_NOFOLLOW, dir_fd=target)
-            try:
-                os.ftruncate(last, cut_at)
-                os.ftruncate(last, segment_bytes)
-            finally:
-                os.close(last)
+                self.take_segment(segment, target, segment_bytes)
+            cut(segments[-1], target, cut_at)
+
+    def take_segment(self, segment: str, target: int, segment_bytes: int, to: str = "") -> None:
+        """Duplicate a WAL segment of the live server into a directory.
+
+        Raises:
+            Damage: it is missing or short.
+        """
+        try:
+            with kernel.directory(self.pgdata) as live, kernel.directory("pg_wal", inside=live) as source:
+                found_bytes = trees.duplicate(segment, source, target, to)
+        except FileNotFoundError as error:
+            raise Damage(f"the WAL segment {segment} is gone", str(self.pgdata), "create again") from error
+        if found_bytes != segment_bytes:
+            raise Damage(f"the WAL segment {segment} is short", str(self.pgdata), "create again")
 
     def close(self, name: str, *, read_only: bool) -> Tree:
         """Take or give the permission to write into ``name``'s top; durable when it returns."""
@@ -134,80 +134,50 @@ class Clones(Shelf):
                 shutil.rmtree(name, dir_fd=shelf)
 
 
+def no_place(pgdata: Path) -> str | None:
+    """Return None, or why no copy beside ``pgdata`` can be exchanged with it."""
+    if kernel.is_mount_point(pgdata):
+        return f"{pgdata} is a mount point, which cannot be exchanged: put PGDATA one directory below it"
+    return writable_beside(pgdata)
+
+
+def unclonable(pgdata: Path) -> str | None:
+    """Return None, or why files of ``pgdata`` cannot be cloned to beside it. Raises OSError."""
+    with kernel.directory(pgdata) as top, kernel.directory(pgdata.parent) as parent:
+        kernel.identity(top)
+        source = os.open("PG_VERSION", os.O_RDONLY | os.O_NOFOLLOW, dir_fd=top)
+        try:
+            made = os.open(".", os.O_TMPFILE | os.O_RDWR, 0o600, dir_fd=parent)
+            try:
+                kernel.clone(source, made)
+            finally:
+                os.close(made)
+        except OSError as error:
+            if error.errno == errno.EXDEV:
+                return f"{pgdata.parent} is not on the same file system as {pgdata}"
+            if error.errno == errno.EINVAL:
+                return f"{pgdata} and {pgdata.parent} differ in +C, between which nothing can be cloned"
+            return f"{pgdata}: this file system cannot clone files ({error.strerror}): use XFS made with -m reflink=1"
+        finally:
+            os.close(source)
+    return None
+
+
 def _tree(descriptor: int) -> Tree:
     return Tree(kernel.identity(descriptor), not os.fstat(descriptor).st_mode & stat.S_IWUSR)
+
+
+def cut(segment: str, directory: int, at: int) -> None:
+    """Make zeros of a segment's end, where a recovery ends."""
+    opened = os.open(segment, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        size = os.fstat(opened).st_size
+        os.ftruncate(opened, at)
+        os.ftruncate(opened, size)
+    finally:
+        os.close(opened)
 
 
 def _live(path: str) -> bool:
     head, _, rest = path.partition("/")
     return not (path in _FILES_NOT_LIVE or (rest and head in _EMPTIED) or _SCRATCH.search(path))
-
-
-def _copy(source: int, shelf: int, name: str, wanted: Callable[[str], bool]) -> None:
-    """Clone the tree ``source`` as ``name``, every entry with its owner and mode; sockets and the like are left out.
-
-    What vanishes meanwhile is left out too: a server in backup mode writes into its WAL that it went.
-    """
-    with _made(name, shelf, os.fstat(source)) as top:
-        _fill(source, top, "", lambda path: path != _LAST and wanted(path))
-        head, _, last = _LAST.partition("/")
-        with kernel.directory(head, inside=source) as old, kernel.directory(head, inside=top) as new:
-            _clone(last, old, new, os.stat(last, dir_fd=old, follow_symlinks=False))
-
-
-def _fill(source: int, target: int, prefix: str, wanted: Callable[[str], bool]) -> None:
-    with os.scandir(source) as entries:
-        names = [entry.name for entry in entries if wanted(prefix + entry.name)]
-    for name in names:
-        with suppress(FileNotFoundError):
-            found = os.stat(name, dir_fd=source, follow_symlinks=False)
-            if stat.S_ISDIR(found.st_mode):
-                with kernel.directory(name, inside=source) as old, _made(name, target, found) as new:
-                    _fill(old, new, f"{prefix}{name}/", wanted)
-            elif stat.S_ISLNK(found.st_mode):
-                os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
-            elif stat.S_ISREG(found.st_mode):
-                _clone(name, source, target, found)
-
-
-def _walk(top: int, prefix: str = "") -> Iterator[tuple[str, os.stat_result]]:
-    """Yield path and status of every entry below ``top``, in a fixed order."""
-    with os.scandir(top) as entries:
-        names = sorted(entry.name for entry in entries)
-    for name in names:
-        found = os.stat(name, dir_fd=top, follow_symlinks=False)
-        yield prefix + name, found
-        if stat.S_ISDIR(found.st_mode):
-            with kernel.directory(name, inside=top) as below:
-                yield from _walk(below, f"{prefix}{name}/")
-
-
-@contextmanager
-def _made(name: str, parent: int, like: os.stat_result) -> Iterator[int]:
-    os.mkdir(name, 0o700, dir_fd=parent)
-    with kernel.directory(name, inside=parent) as made:
-        if (like.st_uid, like.st_gid) != (os.geteuid(), os.getegid()):
-            os.fchown(made, like.st_uid, like.st_gid)
-        os.fchmod(made, stat.S_IMODE(like.st_mode) | stat.S_IWUSR)
-        yield made
-
-
-@contextmanager
-def _created(name: str, parent: int, like: os.stat_result, mode: int) -> Iterator[int]:
-    made = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
-    try:
-        if (like.st_uid, like.st_gid) != (os.geteuid(), os.getegid()):
-            os.fchown(made, like.st_uid, like.st_gid)
-        os.fchmod(made, mode)
-        yield made
-    finally:
-        os.close(made)
-
-
-def _clone(name: str, source: int, target: int, found: os.stat_result) -> None:
-    opened = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=source)
-    try:
-        with _created(name, target, found, stat.S_IMODE(found.st_mode)) as made:
-            kernel.clone(opened, made)
-    finally:
-        os.close(opened)

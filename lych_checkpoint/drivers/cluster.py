@@ -18,7 +18,7 @@ HELPER = "run as that user or as root, or set LYCH_HELPER"
 def unfit(
     server: Server, identifier: str, pgdata: Path, pg_bin: Path | None, no_place: Callable[[Path], str | None]
 ) -> str | None:
-    """Return None, or why ``pgdata`` (without symlinks) cannot be captured as files. Raises OSError.
+    """Return None, or why ``pgdata`` (without symlinks) cannot be captured as files.
 
     Args:
         server: what it says of itself.
@@ -27,6 +27,17 @@ def unfit(
         pg_bin: LYCH_PG_BIN.
         no_place: why this file system, or where PGDATA stands on it, does not do.
     """
+    try:
+        return _unfit(server, identifier, pgdata, pg_bin, no_place)
+    except PermissionError as error:
+        return f"{error.filename or pgdata} cannot be looked at: {HELPER}"
+    except OSError as error:
+        return f"{error.filename or pgdata}: {error.strerror}"
+
+
+def _unfit(
+    server: Server, identifier: str, pgdata: Path, pg_bin: Path | None, no_place: Callable[[Path], str | None]
+) -> str | None:
     owner = Owner.of(pgdata)
     if not owner.is_me and os.geteuid() != 0:
         return f"{pgdata} belongs to {owner}: {HELPER}"

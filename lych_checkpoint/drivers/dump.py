@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lych_checkpoint import progress
 from lych_checkpoint.database import Connection, catalogue, connect, host_and_name, patient, portrait, rows, speaking
 from lych_checkpoint.database.address import name_of, with_name, without_password
 from lych_checkpoint.database.server import Server, describe, materialized_views
@@ -22,7 +24,9 @@ from lych_checkpoint.drivers.programs import find, major_of, need
 from lych_checkpoint.errors import CheckpointError, Damage, Refused
 from lych_checkpoint.process import run
 
-_ARCHIVE, _SETTINGS = "dump.pgc", "settings.json"
+#: One file, or with LYCH_DUMP_JOBS a directory.
+_FILE, _DIRECTORY = "dump.pgc", "dump.pgd"
+_SETTINGS = "settings.json"
 #: pg_restore and ANALYZE of a large database take hours, not minutes.
 _RESTORE_S = 24 * 3600.0
 
@@ -68,10 +72,12 @@ class DumpDriver:
         return [f"pg_dump keeps no content of materialized views: {', '.join(views)} come back refreshed"
                 ] if views else []
 
-    def prepare(self, checkpoint: str, into: Path) -> None:  # noqa: ARG002 - the file's place names it
+    def prepare(self, checkpoint: str, into: Path) -> None:
         """Connect twice, so that the window only spawns pg_dump."""
         self._into = into
-        self._dumping = Dumping(self._ground.url, need("pg_dump", self._ground.pg_bin), into / _ARCHIVE)
+        jobs = self._ground.jobs
+        self._dumping = Dumping(self._ground.url, need("pg_dump", self._ground.pg_bin),
+                                into / (_FILE if jobs == 1 else _DIRECTORY), checkpoint, jobs)
 
     def capture(self) -> None:
         """Export the snapshot of this instant, and return when pg_dump owns its locks."""
@@ -86,15 +92,30 @@ class DumpDriver:
             picture = portrait.read(dumping.exporter, oid)
         _write(into / _SETTINGS, json.dumps(picture.as_json(), indent=1, sort_keys=True))
         dumping.close()
-        return {"form": "archive", "archive": _ARCHIVE, "settings": _SETTINGS, "tables": tables}
+        return {"form": "archive", "archive": dumping.archive.name, "settings": _SETTINGS, "tables": tables}
+
+    def keep(self) -> None:
+        """Do nothing: all of it lies in the vault."""
+
+    def begun(self) -> dict[str, str]:
+        """Return the checkpoints whose pg_dump still runs: who asks holds the lock, so nobody waits for it."""
+        with connect(self._ground.url) as connection, speaking(connection):
+            return dict.fromkeys(Dumping.running(connection), self.name)
+
+    def take_back(self, checkpoint: str, *, sealed: bool) -> None:  # noqa: ARG002 - a sealed one's has ended
+        """End such a pg_dump, which holds its locks, and keeps the server from cleaning up, for nobody."""
+        with connect(self._ground.url) as connection, speaking(connection):
+            Dumping.end(connection, checkpoint)
 
     def abort(self) -> None:
         """End pg_dump and take away its files."""
         if self._dumping is not None:
             self._dumping.close()
         if self._into is not None:
-            for name in (_ARCHIVE, _SETTINGS):
+            for name in (_FILE, _SETTINGS):
                 (self._into / name).unlink(missing_ok=True)
+            if (self._into / _DIRECTORY).exists():
+                shutil.rmtree(self._into / _DIRECTORY)
 
     def verify(self, evidence: Evidence, folder: Path, *, deep: bool = False) -> list[str]:
         """Read the archive's contents list, with ``deep`` all of it; of a safety copy, see whether it is there."""
@@ -102,13 +123,14 @@ class DumpDriver:
             with self._maintenance() as connection:
                 name = catalogue.name_by(connection, int(evidence["oid"]))
             return [] if name == evidence["database"] else [f"the database {evidence['database']} is gone"]
-        damages = [f"{name} is missing" for name in (_ARCHIVE, _SETTINGS) if not (folder / name).is_file()]
+        archive = str(evidence["archive"])
+        damages = [f"{name} is missing" for name in (archive, _SETTINGS) if not (folder / name).exists()]
         if damages:
             return damages
         try:
             portrait.Portrait.of(json.loads((folder / _SETTINGS).read_text()))
             how = ["--file=/dev/null"] if deep else ["--list"]
-            run([need("pg_restore", self._ground.pg_bin), *how, folder / _ARCHIVE], timeout_s=_RESTORE_S)
+            run([need("pg_restore", self._ground.pg_bin), *how, folder / archive], timeout_s=_RESTORE_S)
         except ValueError as error:
             return [f"{_SETTINGS} cannot be read: {error}"]
         except Damage as error:
@@ -116,7 +138,7 @@ class DumpDriver:
         except Refused as error:
             if error.code != "program-failed":
                 raise
-            return [f"{_ARCHIVE} cannot be read: {error.what}"]
+            return [f"{archive} cannot be read: {error.what}"]
         return []
 
     def plan_stage(self, evidence: Evidence, ticket: str) -> Evidence:  # noqa: ARG002 - one plan for both forms
@@ -144,7 +166,7 @@ class DumpDriver:
             else:
                 picture = portrait.Portrait.of(json.loads((folder / _SETTINGS).read_text()))
                 portrait.create(connection, staged, picture)
-                self._load(folder / _ARCHIVE, staged)
+                self._load(folder / str(evidence["archive"]), staged)
             portrait.apply(connection, staged, picture)
             catalogue.admit(connection, staged, everybody=False)
             return {**plan, "staged_oid": catalogue.oid_of(connection, staged)}
@@ -235,11 +257,16 @@ class DumpDriver:
     def _load(self, archive: Path, name: str) -> None:
         address, secret = without_password(with_name(self._ground.url, name), "lych-checkpoint restore")
         program = need("pg_restore", self._ground.pg_bin)
-        run([program, "--exit-on-error", "--no-password", f"--dbname={address}", archive],
-            timeout_s=_RESTORE_S, environment=secret)
+        with progress.told("pg_restore", lambda: self._size_bytes(name)):
+            run([program, "--exit-on-error", "--no-password", f"--jobs={self._ground.jobs}", f"--dbname={address}",
+                 archive], timeout_s=_RESTORE_S, environment=secret)
         with connect(with_name(self._ground.url, name)) as connection, speaking(connection):
             patient(connection)
             rows(connection, "ANALYZE")  # or the first queries after the switch are planned blind
+
+    def _size_bytes(self, name: str) -> int:
+        with self._maintenance() as connection:
+            return catalogue.size_bytes(connection, name)
 
     def _server(self) -> Server:
         with connect(self._ground.url) as connection, speaking(connection):

@@ -22,11 +22,13 @@ _WORK_S, _CAPTURE_S = 24 * 3600.0, 10.0
 class Helped:
     """The half of the driver ``name`` that captures, run by ``argv``: one helper from `prepare` to its end."""
 
-    def __init__(self, name: str, argv: tuple[str, ...]) -> None:
+    def __init__(self, name: str, argv: tuple[str, ...], owner: str = "") -> None:
         self.name = name
         self._argv = argv
+        self._owner = owner
         self._session = ExitStack()
         self._helper: Conversation | None = None
+        self._finished = False
 
     def probe(self) -> str | None:
         """Return None if the helper can work here, else its reason."""
@@ -52,12 +54,28 @@ class Helped:
     def finish(self) -> Evidence:
         """Make the capture durable."""
         evidence: Evidence = self._ask("finish")
-        self._session.close()
+        self._finished = True
         return evidence
 
+    def keep(self) -> None:
+        """Keep the copy for good, and hang up."""
+        with self._session:
+            self._ask("keep")
+
     def abort(self) -> None:
-        """Hang up: a helper that nobody listens to leaves nothing behind."""
-        self._session.close()
+        """Hang up: a helper that nobody listens to leaves nothing behind but what it finished, which it is told."""
+        finished, self._finished = self._finished, False
+        with self._session:
+            if finished:
+                self._ask("abort")
+
+    def begun(self) -> dict[str, str]:
+        """Return the copies of ours whose makers died before `keep`, by checkpoint, with their driver."""
+        return dict(self._once("begun"))
+
+    def take_back(self, checkpoint: str, *, sealed: bool) -> None:
+        """Remove a copy that a dead maker left; of a sealed checkpoint only its mark."""
+        self._once("take_back", checkpoint=checkpoint, sealed=sealed)
 
     def verify(self, evidence: Evidence, folder: Path, *, deep: bool = False) -> list[str]:  # noqa: ARG002
         """Return each damage in one sentence."""
@@ -77,7 +95,7 @@ class Helped:
         return self._said(self._helper, verb, timeout_s, arguments)
 
     def _said(self, helper: Conversation, verb: str, timeout_s: float, arguments: dict[str, Any]) -> Any:
-        line = json.dumps({"verb": verb, "driver": self.name, **arguments}).encode()
+        line = json.dumps({"verb": verb, "driver": self.name, "owner": self._owner, **arguments}).encode()
         try:
             answer = json.loads(helper.ask(line, timeout_s))
             if "error" not in answer:

@@ -7,11 +7,12 @@ leads root astray. All calls raise OSError.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 _FICLONE = 0x40049409
@@ -22,6 +23,7 @@ _NO_COW = 0x00800000
 #: start, length, flags, mapped extents (answer), extents that there is room for, reserved.
 _FIEMAP_ARGS = struct.Struct("=QQIIII")
 _RENAME_EXCHANGE = 2
+_COPY_BYTES = 64 << 20
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -33,6 +35,15 @@ def directory(path: str | Path, *, inside: int | None = None) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def below(top: int, *names: str) -> Iterator[int]:
+    """Yield a descriptor of the directory that these names lead to, one below the other; symlinks are refused."""
+    with ExitStack() as stack:
+        for name in names:
+            top = stack.enter_context(directory(name, inside=top))
+        yield top
 
 
 def exchange(first: tuple[int, str], second: tuple[int, str]) -> None:
@@ -52,6 +63,17 @@ def sync(descriptor: int) -> None:
 def clone(source: int, target: int) -> None:
     """Let the file ``target`` share the bytes of the file ``source``; writes to either part them again."""
     fcntl.ioctl(target, _FICLONE, source)
+
+
+def duplicate(source: int, target: int) -> None:
+    """Clone, or where the file system cannot, copy byte by byte."""
+    try:
+        clone(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL):
+            raise
+        while os.copy_file_range(source, target, _COPY_BYTES):
+            pass
 
 
 def identity(descriptor: int) -> str:

@@ -7,12 +7,14 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from lych_checkpoint.database.address import on_socket
 from lych_checkpoint.errors import CheckpointError, Refused, SettingError
@@ -22,8 +24,8 @@ _STOP_S = 120
 _START_S = 3600
 _DIE_S = 30.0
 _PORT = 5432
-#: What becomes a server, and what its command line then says: pg_ctl, its shell, the server until it enters PGDATA.
-_STARTERS = {"pg_ctl": b"\0start\0", "sh": b"\0-c\0exec ", "postgres": b""}
+#: What becomes a server, and what its command line then says beside PGDATA: pg_ctl, its shell, the server.
+_STARTERS = {b"pg_ctl": b"", b"sh": b"\0-c\0exec ", b"postgres": b""}
 #: The line of postmaster.pid, from 0, that says `ready`.
 _STATUS_LINE = 7
 #: A private server must not listen, archive, replicate, wait for standbys, run other people's background jobs, or
@@ -78,16 +80,19 @@ class Postmaster:
         """Return the processes that are about to start a server on PGDATA, or wait for it.
 
         Whoever was killed in a start leaves them, and they do not work in PGDATA yet: they would begin in whatever
-        bears its name a moment later.
+        bears its name a moment later. Worse: one that entered a directory just before an exchange writes pg_control,
+        by name, into the other. Amid an execve(2) a command line is empty: that may be one.
         """
         named = re.compile(re.escape(os.fsencode(self.pgdata)) + rb'["\0\s]')
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 with suppress(OSError):
-                    starts = _STARTERS.get((entry / "comm").read_text().strip())
                     said = (entry / "cmdline").read_bytes()
-                    if starts is not None and starts in said and named.search(said):
+                    starts = _STARTERS.get(said.partition(b"\0")[0].rpartition(b"/")[2])
+                    if not said and (entry / "exe").readlink():  # a zombie has none: OSError
+                        starts = _STARTERS.get((entry / "comm").read_bytes().strip())
+                    if starts is not None and (not said or (starts in said and named.search(said))):
                         found.append(int(entry.name))
         return found
 
@@ -97,14 +102,18 @@ class Postmaster:
         Raises:
             Refused: it does not stop (code ``server-runs``).
         """
-        deadline, asked = time.monotonic() + _DIE_S, False
+        began_s, patience_s, told = time.monotonic(), _DIE_S, False
         while left := [*self.users(), *self.starting()]:
-            if time.monotonic() > deadline:
+            past_s = time.monotonic() - began_s
+            if past_s > patience_s:
                 raise Refused(f"process {left[0]} still works in the data directory, or starts a server there",
                               str(self.pgdata), "stop the server", "server-runs")
-            if self.users() and not (asked and self.control != "pg_ctl"):
-                self._ask_to_stop()  # again: who only begins has no lock file yet for pg_ctl to read
-                deadline, asked = deadline if asked else time.monotonic() + _DIE_S, True
+            if self.users() and self.control == "pg_ctl":  # again: who only begins has no lock file yet
+                self._signal(signal.SIGINT if past_s < _STOP_S else signal.SIGQUIT)
+                patience_s = _STOP_S + _DIE_S
+            elif self.users() and not told:
+                run(self._command("stop"), timeout_s=_STOP_S)
+                patience_s, told = time.monotonic() - began_s + _DIE_S, True
             time.sleep(0.01)
 
     def start(self, log: Path) -> None:
@@ -113,6 +122,7 @@ class Postmaster:
         Raises:
             Refused: it does not start; the log's end is quoted.
         """
+        self._wait_for_who_was_killed()
         if self._runs():
             self._wait_until_ready()
             return
@@ -124,8 +134,13 @@ class Postmaster:
         self._start(log, options)
 
     @contextmanager
-    def private(self, url: str) -> Iterator[str]:
-        """Run the server so that nobody else can reach it; yield the address of ``url``'s database on it."""
+    def private(self, url: str, settings: Mapping[str, str] = MappingProxyType({})) -> Iterator[str]:
+        """Run the server so that nobody else can reach it; yield the address of ``url``'s database on it.
+
+        Args:
+            url: of the live server.
+            settings: of the server, such as where its recovery ends; in this order.
+        """
         self.stop()
         home = Path(tempfile.mkdtemp(prefix="lych-", dir="/tmp"))
         try:
@@ -135,7 +150,7 @@ class Postmaster:
                 os.chown(path, self.owner.uid, self.owner.gid)
             options = {
                 **_PRIVATE, "data_directory": str(self.pgdata), "unix_socket_directories": str(home),
-                "hba_file": str(home / "hba"), "ident_file": str(home / "ident"),
+                "hba_file": str(home / "hba"), "ident_file": str(home / "ident"), **settings,
             }
             if self.config_file:
                 options["config_file"] = self.config_file
@@ -155,28 +170,26 @@ class Postmaster:
     def _start(self, log: Path, options: dict[str, str]) -> None:
         text = shlex.join([part for name, value in options.items() for part in ("-c", f"{name}={value}")])
         try:
-            self._pg_ctl("start", "-t", str(_START_S), "-l", str(log), *(["-o", text] if text else []),
-                         timeout_s=_START_S + 60)
+            # It must not go on when this process is killed: whoever comes next has to see what was begun.
+            run([self.pg_ctl, "start", "-w", "-D", self.pgdata, "-t", str(_START_S), "-l", str(log),
+                 *(["-o", text] if text else [])],
+                owner=self.owner, cwd=Path("/"), timeout_s=_START_S + 60, dies_with_us=True)
+            self._wait_until_ready()  # to pg_ctl a server that recovers without letting anybody in has started
         except Refused as error:
             if self._runs():  # a pg_ctl that outlived its killed parent was faster
                 self._wait_until_ready()
                 return
-            lines = log.read_text(errors="replace").splitlines()[-3:] if log.exists() else []
+            lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+            lines = ([line for line in lines if "FATAL" in line] or lines)[-3:]
             raise Refused(f"the server does not start: {' | '.join(lines) or error.what}", str(self.pgdata),
                           f"read {log}", "server-does-not-start") from error
 
-    def _ask_to_stop(self) -> None:
-        if self.control != "pg_ctl":
-            run(self._command("stop"), timeout_s=_STOP_S)
-            return
-        try:
-            self._pg_ctl("stop", "-m", "fast")
-        except Refused:
-            with suppress(Refused):  # the caller's proof decides
-                self._pg_ctl("stop", "-m", "immediate")
-
-    def _pg_ctl(self, *arguments: str, timeout_s: float = _STOP_S) -> None:
-        run([self.pg_ctl, *arguments, "-w", "-D", self.pgdata], owner=self.owner, cwd=Path("/"), timeout_s=timeout_s)
+    def _signal(self, number: int) -> None:
+        """Tell the postmaster. Not through pg_ctl: one that outlives us would stop what runs here later."""
+        status = self._status()
+        if status and status[0].isdigit() and (pid := int(status[0])) in self.users():
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def _runs(self) -> bool:
         status = self._status()
@@ -188,9 +201,21 @@ class Postmaster:
         except FileNotFoundError:
             return []
 
+    def _wait_for_who_was_killed(self) -> None:
+        deadline = time.monotonic() + _START_S
+        while self._runs() and (self._says() == "stopping" or {*self.starting()} - {*self.users()}):
+            if time.monotonic() > deadline:
+                raise Refused("the server was told to stop and does not end", str(self.pgdata), "stop the server",
+                              "server-runs")
+            time.sleep(0.01)
+
+    def _says(self) -> str:
+        status = self._status()
+        return status[_STATUS_LINE].strip() if len(status) > _STATUS_LINE else ""
+
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + _START_S
-        while len(status := self._status()) <= _STATUS_LINE or status[_STATUS_LINE].strip() != "ready":
+        while self._says() != "ready":
             if time.monotonic() > deadline or not (self._runs() or self.control != "pg_ctl"):
                 raise Refused("the server did not become ready", str(self.pgdata), "look into its log",
                               "server-does-not-start")

@@ -6,7 +6,6 @@ the thaw the WAL up to there is cloned too, and cut there. A recovery of the cop
 
 from __future__ import annotations
 
-import errno
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,10 +13,10 @@ from pathlib import Path
 from lych_checkpoint.database import Connection, backup, connect, patient, speaking
 from lych_checkpoint.database.server import Server
 from lych_checkpoint.drivers import kernel
-from lych_checkpoint.drivers.aside import Aside, evidence_of
+from lych_checkpoint.drivers.aside import Aside
 from lych_checkpoint.drivers.base import Evidence, Ground
-from lych_checkpoint.drivers.clones import Clones
-from lych_checkpoint.drivers.cluster import writable_beside
+from lych_checkpoint.drivers.clones import Clones, no_place, unclonable
+from lych_checkpoint.drivers.shelf import evidence_of
 from lych_checkpoint.errors import Refused
 
 #: A file cannot be written while it is cloned. Measured: about 0.01 ms for each of its pieces.
@@ -43,25 +42,7 @@ class ReflinkDriver(Aside[Clones]):
 
     def no_place(self, pgdata: Path) -> str | None:
         """Return None, or why files of ``pgdata`` cannot be cloned to beside it."""
-        if kernel.is_mount_point(pgdata):
-            return f"{pgdata} is a mount point, which cannot be exchanged: put PGDATA one directory below it"
-        reason = writable_beside(pgdata)
-        if reason is not None:
-            return reason
-        with kernel.directory(pgdata) as top, kernel.directory(pgdata.parent) as parent:
-            kernel.identity(top)
-            source = os.open("PG_VERSION", os.O_RDONLY | os.O_NOFOLLOW, dir_fd=top)
-            try:
-                made = os.open(".", os.O_TMPFILE | os.O_RDWR, 0o600, dir_fd=parent)
-                try:
-                    kernel.clone(source, made)
-                finally:
-                    os.close(made)
-            except OSError as error:
-                return _no_clone(pgdata, error)
-            finally:
-                os.close(source)
-        return None
+        return no_place(pgdata) or unclonable(pgdata)
 
     def probe(self) -> str | None:
         """Return None, or why this cluster cannot be captured by clones. Raises Away if the server is not there."""
@@ -71,7 +52,7 @@ class ReflinkDriver(Aside[Clones]):
         with connect(self._ground.url) as connection, speaking(connection):
             return backup.unable(connection)
 
-    def prepare(self, checkpoint: str, into: Path) -> None:  # noqa: ARG002 - nothing lies in the vault
+    def _ready(self, checkpoint: str) -> None:
         """Clone the files in backup mode, and keep the WAL from there on."""
         shelf = self._shelf()
         shelf.make()
@@ -84,18 +65,18 @@ class ReflinkDriver(Aside[Clones]):
         with speaking(connection):
             patient(connection)
             backup.begin(connection)
-            self._taking = checkpoint
+            self._begin(checkpoint)
             shelf.take(checkpoint)
             self._label = backup.end(connection)
             backup.flushed(connection)  # once, so that the server has it warm in the window
 
-    def capture(self) -> None:
+    def _take(self) -> None:
         """Read how far the WAL is on the disk: all that was committed is, for the window's flush came before."""
         connection = self._session()
         with speaking(connection):
             self._instant = backup.flushed(connection)
 
-    def finish(self) -> Evidence:
+    def _finish(self) -> Evidence:
         """Add the WAL up to the instant, flush, close the copy, and write down its identity.
 
         Raises:
@@ -142,11 +123,3 @@ class ReflinkDriver(Aside[Clones]):
         if self._connection is None:
             raise RuntimeError("prepare was not called")
         return self._connection
-
-
-def _no_clone(pgdata: Path, error: OSError) -> str:
-    if error.errno == errno.EXDEV:
-        return f"{pgdata.parent} is not on the same file system as {pgdata}"
-    if error.errno == errno.EINVAL:
-        return f"{pgdata} and {pgdata.parent} differ in +C, between which nothing can be cloned"
-    return f"the file system of {pgdata} cannot clone files ({error.strerror}): use XFS made with -m reflink=1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from abc import ABC, abstractmethod
@@ -12,11 +13,33 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lych_checkpoint.drivers import kernel
+from lych_checkpoint.drivers.base import Evidence
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.process import Owner
 
 #: What a running server leaves in PGDATA and a copy must not start with.
 STALE = ("postmaster.pid", "postmaster.opts")
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def copying(shelf: Path) -> Iterator[None]:
+    """Turn the file system's errors into ours, for a block that makes a copy on a shelf.
+
+    Raises:
+        Refused: there is no room (code ``no-room``), or the copy cannot be made for another reason (``copy-failed``).
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise Refused("there was no room left for the copy", str(shelf), "make room, then create again",
+                          "no-room") from error
+        name = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
+        raise Refused(f"the copy could not be made: {error.strerror}{name}", str(shelf), "lych-checkpoint doctor",
+                      "copy-failed") from error
 
 
 class Kept(Protocol):
@@ -134,3 +157,15 @@ class Shelf(ABC):
             if stat.st_mode & 0o077 or stat.st_uid not in (0, os.geteuid(), Owner.of(self.pgdata).uid):
                 raise Refused("others may write here", str(self.path), f"chmod 0700 {self.path}", "open-shelf")
             yield shelf
+
+
+def evidence_of(shelf: Shelf, name: str) -> Evidence:
+    """Return what tells the copy ``name``, as it is now, from every other and from itself if it were changed.
+
+    Raises:
+        Refused: it is gone.
+    """
+    found = shelf.find(name)
+    if found is None:
+        raise Refused("the copy is gone", str(shelf.path / name), "create again")
+    return {"pgdata": str(shelf.pgdata), "snapshot": name, "uuid": found.uuid, "generation": shelf.generation(name)}

@@ -27,8 +27,8 @@ class Bell:
     def __exit__(self, *_: object) -> None:
         self._close()
 
-    def wait(self, longest_s: float, unless: Callable[[], bool] = lambda: False) -> bool:
-        """Block until the bell rings, ``longest_s`` have passed, or soon after ``unless``; True if it rang.
+    def wait(self, longest_s: float, unless: Callable[[], bool] = lambda: False) -> str:
+        """Block until the bell rings, ``longest_s`` have passed, or soon after ``unless``; return its words or "".
 
         Without a connection it sleeps that long instead: polling the lease still works then, only slower.
         """
@@ -39,12 +39,12 @@ class Bell:
                 channel.subscribe(self._store.keys["bell"])
                 self._channel = channel
             while (left_s := end_s - time.monotonic()) > 0 and not unless():
-                if self._channel.get_message(timeout=min(left_s, _GLANCE_S)) is not None:
-                    return True
+                if (message := self._channel.get_message(timeout=min(left_s, _GLANCE_S))) is not None:
+                    return str(message["data"])
         except (redis.RedisError, OSError):
             self._close()
             time.sleep(max(0.0, end_s - time.monotonic()))
-        return False
+        return ""
 
     def _close(self) -> None:
         if self._channel is not None:

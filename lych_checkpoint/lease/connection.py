@@ -41,6 +41,7 @@ class Store:
 
     def __init__(self, url: str, uuid: str, *, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> None:
         self.keys = Keys(uuid)
+        self._scripts: dict[str, Any] = {}
         parts = urlsplit(url)
         self.where = f"redis {parts.hostname or parts.path}:{parts.port or 6379}"
         self.client: redis.Redis = redis.Redis.from_url(
@@ -69,7 +70,9 @@ class Store:
     def script(self, text: str, keys: list[str], *arguments: str | int) -> list[str]:
         """Run a Lua script atomically; its answer is a list of strings."""
         with self.speaking() as client:
-            answer = client.register_script(text)(keys=keys, args=list(arguments))
+            if text not in self._scripts:
+                self._scripts[text] = client.register_script(text)
+            answer = self._scripts[text](keys=keys, args=list(arguments))
         return ["" if one is None else str(one) for one in answer]
 
     def now_ms(self) -> int:

@@ -24,9 +24,9 @@ local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local function text(number) return string.format('%.0f', number) end
 """
-# KEYS lease, epoch, born, bell, roster
-# ARGV token, mode, reason, coordinator JSON, lowest epoch, ttl_ms, version, bell prefix
-# Returns {"taken", epoch, now_ms, born_ms, boot, entry, boot, entry…} or {"held", mode, pttl}.
+# KEYS lease, epoch, born, bell
+# ARGV token, mode, reason, coordinator JSON, lowest epoch, ttl_ms, version
+# Returns {"taken", epoch, now_ms, born_ms} or {"held", mode, pttl}. The bell's words are read by `News`.
 TAKE = _NOW + """
 redis.call('SET', KEYS[3], text(now), 'NX')
 if redis.call('EXISTS', KEYS[1]) == 1 then
@@ -37,10 +37,8 @@ redis.call('SET', KEYS[2], text(epoch))
 redis.call('HSET', KEYS[1], 'token', ARGV[1], 'mode', ARGV[2], 'reason', ARGV[3], 'coordinator', ARGV[4],
   'epoch', text(epoch), 'phase', 'freezing', 'since_ms', text(now), 'version', ARGV[7])
 redis.call('PEXPIRE', KEYS[1], ARGV[6])
-local answer = {'taken', text(epoch), text(now), redis.call('GET', KEYS[3])}
-for _, part in ipairs(redis.call('HGETALL', KEYS[5])) do answer[#answer + 1] = part end
-redis.call('PUBLISH', KEYS[4], 'freeze ' .. text(epoch))
-return answer
+redis.call('PUBLISH', KEYS[4], table.concat({'freeze', text(epoch), ARGV[1], ARGV[2], text(now), ARGV[6]}, ' '))
+return {'taken', text(epoch), text(now), redis.call('GET', KEYS[3])}
 """
 # KEYS lease; ARGV token, ttl_ms, phase or "". Returns {pttl} or {"-1"}; never shortens, never creates. In its last
 # millisecond a lease exists and has nothing left: workers take it for ended, so it must not come back.
@@ -90,18 +88,37 @@ class LeaseFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Taken:
-    """A lease just taken, with the roster as it stood after the lease was written."""
+    """A lease just taken."""
 
     token: str
     epoch: int
     at_ms: int
     born_ms: int
-    entries: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class News:
+    """What the plugin's own bell tells of a lease: as it was at ``at_ms``, when it was written."""
+
+    token: str
+    epoch: int
+    mode: str
+    at_ms: int
+    expires_in_ms: int
+
+    @classmethod
+    def of(cls, message: str) -> News | None:
+        """Read the bell's words; None for a thaw's, and for what the plugin never says."""
+        words = message.split(" ")
+        if len(words) != 6 or words[0] != "freeze" or not all(words[place].isdecimal() for place in (1, 4, 5)):
+            return None
+        return cls(epoch=int(words[1]), token=words[2], mode=words[3], at_ms=int(words[4]),
+                   expires_in_ms=int(words[5]))
 
 
 def take(store: Store, *, mode: str, reason: str, coordinator: dict[str, Any], lowest_epoch: int,
          lease_s: float) -> Taken:
-    """Write the lease, ring the plugin's own bell and read the roster: one step, in that order.
+    """Write the lease and ring the plugin's own bell, in one step. The roster that counts is read after it.
 
     Raises:
         FreezeError: another freeze is in force (code ``freeze-in-force``).
@@ -109,7 +126,7 @@ def take(store: Store, *, mode: str, reason: str, coordinator: dict[str, Any], l
     """
     keys, token = store.keys, secrets.token_hex(16)
     answer = store.script(
-        TAKE, [keys["lease"], keys["epoch"], keys["born"], keys["bell"], keys["roster"]],
+        TAKE, [keys["lease"], keys["epoch"], keys["born"], keys["bell"]],
         token, mode, reason, json.dumps(coordinator), lowest_epoch, int(lease_s * 1000), VERSION,
     )
     if answer[0] == "held":
@@ -117,8 +134,7 @@ def take(store: Store, *, mode: str, reason: str, coordinator: dict[str, Any], l
             raise RestoreOpen("a restore holds the freeze", store.where, "lych-checkpoint recover")
         raise FreezeError(f"a freeze ({answer[1]}) is in force for {int(answer[2]) / 1000:.1f} s more", store.where,
                           "wait, or `lych-checkpoint thaw`", "freeze-in-force")
-    entries = dict(zip(answer[4::2], answer[5::2], strict=True))
-    return Taken(token=token, epoch=int(answer[1]), at_ms=int(answer[2]), born_ms=int(answer[3]), entries=entries)
+    return Taken(token=token, epoch=int(answer[1]), at_ms=int(answer[2]), born_ms=int(answer[3]))
 
 
 def read(store: Store) -> LeaseFacts | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 
 from lych_checkpoint.lease.connection import Store
 from lych_checkpoint.lease.lease import LeaseFacts
@@ -23,28 +23,40 @@ local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local function text(number) return string.format('%.0f', number) end
 """
-# One heartbeat: registers (again), then reads the lease, in one step.
-# KEYS roster, beats, born, lease, journal, restored, thawed; ARGV boot, entry
+# Writes nothing when that lease is gone. The coordinator is woken when every worker has acked; a dead one's place it
+# finds by itself. The expiry written with the ack is the one that the worker honours already: were it told only in
+# the answer, an answer that is lost would leave an ack that nobody keeps.
+_WRITE_ACK = """
+local function write_ack(lease, acks, wake, roster, boot, token, until_ms, what)
+  if redis.call('HGET', lease, 'token') ~= token then return end
+  redis.call('HSET', acks, boot, until_ms .. ' ' .. what)
+  redis.call('PEXPIRE', acks, 3600000)
+  if redis.call('HLEN', acks) >= redis.call('HLEN', roster) then
+    redis.call('RPUSH', wake, boot)
+    redis.call('LTRIM', wake, -1000, -1)
+    redis.call('PEXPIRE', wake, 3600000)
+  end
+end
+"""
+# One heartbeat: registers (again), acks where the worker is in a freeze, then reads the lease, in one step.
+# A wiped Redis learns the generation of the last restore again from whoever knows it.
+# KEYS roster, beats, born, lease, journal, restored, thawed, acks, wake;
+# ARGV boot, entry, era, token or "", until_ms, ack
 # Returns {now, born, journal, restored, thawed, pttl, field, value…}
-_BEAT = _NOW + """
+_BEAT = _NOW + _WRITE_ACK + """
 redis.call('SET', KEYS[3], text(now), 'NX')
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 redis.call('ZADD', KEYS[2], text(now), ARGV[1])
+if tonumber(redis.call('GET', KEYS[6]) or '-1') < tonumber(ARGV[3]) then redis.call('SET', KEYS[6], ARGV[3]) end
+if ARGV[4] ~= '' then write_ack(KEYS[4], KEYS[8], KEYS[9], KEYS[1], ARGV[1], ARGV[4], ARGV[5], ARGV[6]) end
 local answer = {text(now), redis.call('GET', KEYS[3]), redis.call('GET', KEYS[5]) or '',
   redis.call('GET', KEYS[6]) or '0', text(redis.call('EXISTS', KEYS[7])), text(redis.call('PTTL', KEYS[4]))}
 for _, part in ipairs(redis.call('HGETALL', KEYS[4])) do answer[#answer + 1] = part end
 return answer
 """
-# KEYS lease, acks, wake; ARGV boot, token, until_ms, ack JSON. Writes nothing when that lease is gone.
-# The expiry written with the ack is the one that the worker honours already: were it told only in the answer, an
-# answer that is lost would leave an ack that nobody keeps.
-_ACK = """
-if redis.call('HGET', KEYS[1], 'token') ~= ARGV[2] then return {} end
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[3] .. ' ' .. ARGV[4])
-redis.call('RPUSH', KEYS[3], ARGV[1])
-redis.call('LTRIM', KEYS[3], -1000, -1)
-redis.call('PEXPIRE', KEYS[2], 3600000)
-redis.call('PEXPIRE', KEYS[3], 3600000)
+# KEYS lease, acks, wake, roster; ARGV boot, token, until_ms, ack JSON
+_ACK = _WRITE_ACK + """
+write_ack(KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[1], ARGV[2], ARGV[3], ARGV[4])
 return {}
 """
 # KEYS roster, beats, lease; ARGV boot, token of a freeze that this worker broke…
@@ -99,7 +111,7 @@ class Entry:
 
     ``alive_file`` is a file that the worker and all its pool children keep locked: whoever can lock it has proof, on
     that host, that all of them are dead. ``loaded`` is the signature of the code that the worker imported,
-    ``disk`` that of the code on its disk.
+    ``disk`` that of the code on its disk; ``era`` is the generation that the last restore before its start made.
     """
 
     name: str
@@ -113,10 +125,11 @@ class Entry:
     state: str = "thawed"
     in_flight: int = 0
     parked: int = 0
+    era: int = 0
 
     def dumps(self) -> str:
         """Return the JSON text."""
-        return json.dumps(asdict(self))
+        return json.dumps({**_shallow(self), "identity": asdict(self.identity)})
 
     @classmethod
     def loads(cls, text: str) -> Entry:
@@ -141,7 +154,7 @@ class Ack:
 
     def dumps(self) -> str:
         """Return the JSON text."""
-        return json.dumps(asdict(self))
+        return json.dumps(_shallow(self))
 
     @classmethod
     def loads(cls, text: str) -> Ack:
@@ -149,6 +162,16 @@ class Ack:
         record = json.loads(text)
         return cls(in_flight=tuple(record["in_flight"]), tasks=record["tasks"], exempt=tuple(record["exempt"]),
                    broken=record["broken"], since_ms=record["since_ms"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """An ack with the freeze it is for, kept until ``until_ms`` by Redis's clock."""
+
+    token: str
+    epoch: int
+    until_ms: int
+    ack: Ack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,29 +186,49 @@ class Look:
     lease: LeaseFacts | None
 
 
-def beat(store: Store, entry: Entry, token: str) -> Look:
-    """Register, then read the lease. ``token`` is the freeze the worker is in, or empty."""
-    keys = store.keys
+def beat(store: Store, entry: Entry, claim: Claim | None = None) -> Look:
+    """Register, ack the freeze that the worker is in, if any, and read the lease."""
+    keys, token, epoch = store.keys, claim.token if claim else "", claim.epoch if claim else 0
     answer = store.script(
         _BEAT, [keys["roster"], keys["beats"], keys["born"], keys["lease"], keys["journal"], keys["restored"],
-                keys["thawed:" + token]], entry.boot, entry.dumps(),
+                keys["thawed:" + token], keys.acks(epoch), keys.wake(epoch)],
+        entry.boot, entry.dumps(), entry.era, token, claim.until_ms if claim else 0,
+        claim.ack.dumps() if claim else "",
     )
     record = dict(zip(answer[6::2], answer[7::2], strict=True))
     return Look(now_ms=int(answer[0]), born_ms=int(answer[1]), journal=answer[2], restored=int(answer[3]),
                 thawed=answer[4] == "1", lease=LeaseFacts.of(record, int(answer[5])))
 
 
-def ack(store: Store, epoch: int, token: str, boot: str, until_ms: int, what: Ack) -> None:
-    """Write an ack, unless that lease is gone. ``until_ms``: until when its worker keeps it, by Redis's clock."""
+def ack(store: Store, boot: str, claim: Claim) -> None:
+    """Write an ack, unless that lease is gone."""
     keys = store.keys
-    store.script(_ACK, [keys["lease"], keys.acks(epoch), keys.wake(epoch)], boot, token, until_ms, what.dumps())
+    store.script(_ACK, [keys["lease"], keys.acks(claim.epoch), keys.wake(claim.epoch), keys["roster"]],
+                 boot, claim.token, claim.until_ms, claim.ack.dumps())
 
 
-def acks(store: Store, epoch: int) -> dict[str, Ack]:
-    """Return all acks of a freeze by boot id."""
+def call(store: Store, epoch: int) -> tuple[dict[str, Entry], dict[str, Ack]]:
+    """Return, by boot id, the roster, read first, and all acks of a freeze."""
     with store.speaking() as client:
-        found = client.hgetall(store.keys.acks(epoch))
-    return {boot: Ack.loads(text.partition(" ")[2]) for boot, text in found.items()}
+        pipe = client.pipeline(transaction=False)
+        known, heard = pipe.hgetall(store.keys["roster"]).hgetall(store.keys.acks(epoch)).execute()
+    return ({boot: Entry.loads(text) for boot, text in known.items()},
+            {boot: Ack.loads(text.partition(" ")[2]) for boot, text in heard.items()})
+
+
+def silent(store: Store, epoch: int) -> set[str]:
+    """Return the boot ids in the roster, read first, that have not acked that freeze."""
+    with store.speaking() as client:
+        pipe = client.pipeline(transaction=False)
+        known, heard = pipe.hkeys(store.keys["roster"]).hkeys(store.keys.acks(epoch)).execute()
+    return set(known) - set(heard)
+
+
+def woken(store: Store, epoch: int, longest_s: float) -> bool:
+    """Block until an ack or a parked task wants to be looked at; False when none did in that time."""
+    with store.speaking() as client:
+        found = client.blpop([store.keys.wake(epoch)], timeout=longest_s)
+    return found is not None
 
 
 def confirm(store: Store, token: str, epoch: int, gone: set[str], through: set[str]) -> tuple[int, int, list[str]]:
@@ -226,3 +269,8 @@ def leave(store: Store, boot: str, broken: Iterable[str] = ()) -> None:
     """
     keys = store.keys
     store.script(_LEAVE, [keys["roster"], keys["beats"], keys["lease"]], boot, *sorted(broken))
+
+
+def _shallow(record: Entry | Ack) -> dict[str, object]:
+    """Return the fields as they are: ``asdict`` copies deeply, which is half of what a worker does for an ack."""
+    return {one.name: getattr(record, one.name) for one in fields(record)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pwd
 import select
@@ -19,6 +20,9 @@ from typing import IO, Any, NoReturn
 
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.process.identity import Identity
+
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,7 @@ def run(
     owner: Owner | None = None,
     cwd: Path | None = None,
     mend: str = "",
+    dies_with_us: bool = False,
 ) -> str:
     """Run ``argv`` to its end and return its stdout.
 
@@ -68,16 +73,24 @@ def run(
         owner: run as this user.
         cwd: working directory.
         mend: what the error should advise.
+        dies_with_us: the kernel kills it at once when this thread ends; not what it has started by then.
 
     Raises:
         Refused: the program is missing, failed (its last stderr line is quoted) or took too long.
     """
-    program = Path(argv[0]).name
+    program, us = Path(argv[0]).name, os.getpid()
+
+    def promise() -> None:  # runs after setuid, which would clear it
+        _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+        if os.getppid() != us:
+            os._exit(1)
+
     try:
         done = subprocess.run(
             [str(part) for part in argv],
             check=False, capture_output=True, text=True, errors="replace", timeout=timeout_s,
             env={**os.environ, **(environment or {})}, stdin=subprocess.DEVNULL, cwd=cwd,
+            preexec_fn=promise if dies_with_us else None,
             **(owner.popen_arguments() if owner else {}),
         )
     except FileNotFoundError as error:

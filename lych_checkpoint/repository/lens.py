@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from pathlib import Path
 from lych_checkpoint.repository.command import Done, run
 from lych_checkpoint.repository.configuration import Configuration
 from lych_checkpoint.repository.place import Repository
+from lych_checkpoint.repository.scratch import scratch
 
 _RAW = b"* -text -filter -ident -working-tree-encoding\n"
 _SPECIAL = re.compile(rb"([\\*?\[\]!# ])")
@@ -109,10 +109,9 @@ def opened(
         leave_out: paths relative to the working tree that are not looked at.
         alternates: further object directories to read.
         inherit: see `command.run`.
-        within: where the lens is made, so that a kill leaves it there; the system's temporary directory if None.
+        within: where the lens is made, see `scratch`.
     """
-    with tempfile.TemporaryDirectory(prefix="lych-lens-", dir=within) as place:
-        git_dir = Path(place)
+    with scratch(within) as git_dir:
         prepare(
             git_dir, object_format=configuration.object_format, head=head, raw=raw, leave_out=leave_out,
             attributes=repository.attributes(), borrowing=True,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from lych_checkpoint.records import digest
 from lych_checkpoint.repository.command import Done, run
 from lych_checkpoint.repository.lens import prepare
 from lych_checkpoint.repository.place import Repository
+from lych_checkpoint.repository.scratch import scratch
 
 Verdict = Literal["aligned", "ahead", "behind", "diverged", "unknown"]
 #: Files that pin what a repository's code depends on.
@@ -179,8 +179,7 @@ def _small_files(listed: bytes) -> Iterator[tuple[str, str]]:
 @contextmanager
 def reading() -> Iterator[Reader]:
     """Open a `Reader`; it may be used from several threads."""
-    with tempfile.TemporaryDirectory(prefix="lych-reader-") as name:
-        place = Path(name)
+    with scratch() as place:
         for object_format in ("sha1", "sha256"):
             prepare(place / object_format, object_format=object_format, head="ref: refs/heads/none")
         yield Reader(place)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.repository.command import run
 from lych_checkpoint.repository.ownership import hand_over_git
@@ -33,10 +35,15 @@ def keep(repository: Repository, ref: str, commit: str, *, head: str = "") -> No
     hand_over_git(repository)
 
 
-def drop(repository: Repository, ref: str) -> None:
-    """Remove ``ref``; none there is fine."""
-    run(repository.git_dir, "update-ref", "-d", ref)
+def drop(repository: Repository, *names: str) -> None:
+    """Remove refs; where there is none it does nothing."""
+    drop_in(repository.git_dir, *names)
     hand_over_git(repository)
+
+
+def drop_in(git_dir: Path, *names: str) -> None:
+    """Remove refs of a store of our own."""
+    run(git_dir, "update-ref", "--stdin", stdin="".join(f"delete {name}\n" for name in names).encode())
 
 
 def set_head(repository: Repository, commit: str, branch: str, *, inherit: int | None = None) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,11 +19,13 @@ from lych_checkpoint.ownership import hand_over, owner_of
 from lych_checkpoint.records import RELEASE, VERSION, canonical, digest, load_record
 from lych_checkpoint.vault import lineage, names, rows
 from lych_checkpoint.vault.files import flush_directory, flush_tree, write_atomic, writing
+from lych_checkpoint.vault.quarantine import Quarantine
 
 logger = logging.getLogger(__name__)
 
 _FOLDERS = ("checkpoints", "keys", "notes", "run")
 _PARTIAL = ".partial"
+_SWEPT = ".swept.partial"
 _REHEARSALS = "notes/rehearsals.json"
 _ID = re.compile(r"\d{8}T\d{12}Z-[0-9a-f]{6}")
 
@@ -35,6 +37,7 @@ class Vault:
         self.root = root
         self._checkpoints = root / "checkpoints"
         self._lineage = root / "lineage"
+        self.quarantine = Quarantine(root / "quarantine")
 
     def init(self) -> None:
         """Make the directories; safe to repeat.
@@ -79,6 +82,7 @@ class Vault:
                 shutil.rmtree(folder)
             for path in (folder, folder / "body", folder / "soul"):
                 path.mkdir(mode=0o700)
+            hand_over(folder, owner_of(self._checkpoints))  # now, or its owner could not remove what a kill leaves
         try:
             with writing(folder):
                 yield folder
@@ -89,13 +93,22 @@ class Vault:
                 error.add_note(f"{folder} could not be removed: {second}; the next create removes it")
             raise
 
-    def sweep(self) -> list[str]:
-        """Remove what earlier attempts left; the caller holds the lock, so nobody works in it. Returns the names."""
+    def sweep(self, let_go: Callable[[str], object]) -> list[str]:
+        """Remove what earlier attempts left; the caller holds the lock, so nobody works in it. Returns the names.
+
+        Renamed first: an attempt that lost the lock and does not know it yet can then publish nothing half removed.
+
+        Args:
+            let_go: is called with each attempt's id, and lets go of what is kept for it elsewhere.
+        """
         left = sorted(self._checkpoints.glob("*" + _PARTIAL))
         for folder in left:
             logger.warning("Removing %s, left by an attempt that died", folder, extra={"event": "vault.swept"})
             with writing(folder):
-                shutil.rmtree(folder)
+                swept = folder.with_name(folder.name.removesuffix(_SWEPT) + _SWEPT)
+                folder.rename(swept)
+                let_go(folder.name.partition(_PARTIAL)[0])
+                shutil.rmtree(swept)
         return [folder.name for folder in left]
 
     def publish(self, checkpoint_id: str) -> None:
@@ -191,7 +204,16 @@ class Vault:
         ids = self.ids()
         return digest((self.path(ids[-1]) / "seal").read_bytes()) if ids else ""
 
-    def append_lineage(self, kind: str, generation: int, signature: str, **more: str) -> None:
+    def has_seal(self, wanted: str) -> bool:
+        """Whether one of the checkpoints here bears the seal of this digest."""
+        return any(digest((self.path(one) / "seal").read_bytes()) == wanted for one in reversed(self.ids()))
+
+    def last_bundles(self) -> Path | None:
+        """Return the directory of the newest checkpoint's bundles, which later ones build on; None without one."""
+        ids = self.ids()
+        return self.path(ids[-1]) / "body" if ids else None
+
+    def append_lineage(self, kind: str, generation: int, signature: str, **more: str | int) -> None:
         """Append a generation to the lineage, durably."""
         lineage.append(self._lineage, kind, generation, signature, **more)
 

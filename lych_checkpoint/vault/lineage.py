@@ -23,7 +23,7 @@ from lych_checkpoint.vault.files import flush_directory, writing
 logger = logging.getLogger(__name__)
 
 
-def append(path: Path, kind: str, generation: int, signature: str, **more: str) -> None:
+def append(path: Path, kind: str, generation: int, signature: str, **more: str | int) -> None:
     """Append one line: whole and durable, or not at all.
 
     Raises:

@@ -11,18 +11,19 @@ from lych_checkpoint.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-#: Name of the broadcast; its arguments are the federation's uuid and what happened.
+#: Name of the broadcast; its arguments are the federation's uuid, what happened, and in which epoch.
 BELL = "checkpoint_bell"
 
 
-@control_command(name=BELL, args=[("uuid", str), ("act", str)])
-def bell(state: Any, uuid: str = "", act: str = "") -> dict[str, str]:
-    """Look at the lease now. Harmless whoever sends it: the lease alone decides."""
+@control_command(name=BELL, args=[("uuid", str), ("act", str), ("epoch", int)])
+def bell(state: Any, uuid: str = "", act: str = "", epoch: int = 0) -> dict[str, str]:
+    """Look at the lease now, unless the other bell was heard. Harmless whoever sends it: the lease alone decides."""
     member = getattr(state.consumer.controller, "lych_member", None)
     if member is None or uuid != member.federation:
         return {"ok": "not mine"}
     try:
-        member.look()
+        if not member.heard(act, int(epoch)):
+            member.look()
     except CheckpointError as error:
         logger.debug("The bell (%s) rang and the lease cannot be read: %s", act, error)
     return {"ok": "frozen" if member.frozen else "thawed"}

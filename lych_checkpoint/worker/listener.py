@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from kombu.utils import functional
+
 from lych_checkpoint.errors import CheckpointError
 from lych_checkpoint.lease.bell import Bell
 from lych_checkpoint.lease.connection import Store
@@ -28,6 +30,9 @@ _LEAVE_S = 20.0
 @contextmanager
 def listening(store: Store, member: Member) -> Iterator[threading.Thread]:
     """Run the listener for the body of the `with`."""
+    # Under gevent kombu waits for a lost broker in the true `time.sleep`, and every greenlet stands still, this one
+    # too: gevent patches threads before time (26.9) and meets Celery's proxies there, which import kombu.
+    vars(functional)["sleep"] = time.sleep
     done = threading.Event()
     thread = threading.Thread(target=_listen, args=(store, member, done), name="lych-listener", daemon=True)
     thread.start()
@@ -52,8 +57,10 @@ def _listen(store: Store, member: Member, done: threading.Event) -> None:
             if done.is_set():
                 return
             try:
-                member.look()
-                if not rung:
+                if rung:
+                    member.hear(rung)
+                else:
+                    member.look()
                     member.survey()
                     member.tick()  # it runs git; that was no sleep
             except CheckpointError as error:

@@ -10,13 +10,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from lych_checkpoint.errors import Away, CheckpointError
 from lych_checkpoint.lease import requests, roster
 from lych_checkpoint.lease.connection import Store
-from lych_checkpoint.lease.lease import LeaseFacts
+from lych_checkpoint.lease.lease import LeaseFacts, News
 from lych_checkpoint.worker.barrier import Barrier
+from lych_checkpoint.worker.honoured import Freeze, clock_s
 
 logger = logging.getLogger(__name__)
 
@@ -24,28 +25,13 @@ logger = logging.getLogger(__name__)
 EXIT_AGAIN = 75
 #: Failed looks after which a worker frozen for a restore gives up.
 _RESTORE_MISSES = 2
+#: A freeze that stands at the second look, a heartbeat later, is worth to be told and to stop fetching for. Sooner,
+#: that would compete with other workers' acks, and a short freeze would spend longer on it than on the capture.
+_LOOKS_OF_A_LONG_ONE = 2
+#: After an ack that the bell alone led to, the look follows when the other workers' acks have had their turn.
+_LOOK_AFTER_ACK_S = 0.05
 #: How often a worker reads which commits are on its disk, for `status`.
 _DISK_EVERY_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Freeze:
-    """The freeze this worker is in.
-
-    ``until_s`` is on this host's clock that also counts while asleep; ``until_ms``, on Redis's clock, is the same
-    moment or an earlier one.
-    """
-
-    token: str
-    epoch: int
-    mode: str
-    until_s: float
-    until_ms: int
-
-
-def clock_s() -> float:
-    """Seconds on the clock that goes on while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Member:
@@ -72,9 +58,11 @@ class Member:
         self._freeze: Freeze | None = None
         self._broken: set[str] = set()
         self._last_ack: roster.Ack | None = None
+        self._looks = 0  # in this freeze
+        self._unseen = False  # this freeze was heard of only
         self._born_ms: int | None = None
         self._misses = 0
-        self._ahead_s = 0.0  # Redis's clock, less this process's monotonic one
+        self._ahead_s = 0.0  # Redis's clock, less this host's that counts while asleep too
         self._ticked_s = clock_s()
         self.left = False
         self.barrier: Barrier | None = None
@@ -126,19 +114,38 @@ class Member:
 
     def due_s(self) -> float:
         """Seconds until the next look is due: a heartbeat, or the freeze's end if that is sooner."""
-        freeze = self._freeze
-        left_s = freeze.until_s - clock_s() if freeze else roster.HEARTBEAT_S
-        return max(0.0, min(roster.HEARTBEAT_S, left_s))
+        freeze, regular_s = self._freeze, _LOOK_AFTER_ACK_S if self._unseen else roster.HEARTBEAT_S
+        left_s = freeze.until_s - clock_s() if freeze else regular_s
+        return max(0.0, min(regular_s, left_s))
+
+    def hear(self, message: str) -> None:
+        """Act on the plugin's own bell: obey and ack the freeze that it tells of, or look.
+
+        The bell counts as a look at the moment when the lease was written, and no older than a look's answer may be.
+        An ack for a lease that is gone already is not written; the look that follows finds that out.
+
+        Raises:
+            CheckpointError: Redis is away; `overdue` says what that means.
+        """
+        news = News.of(message)
+        with self._lock:
+            fresh = news is not None and abs(self._redis_s() - news.at_ms / 1000) < roster.LICENCE_S
+            if news and fresh and self._freeze is None and self.barrier is not None and not self.left:
+                self.barrier.close(wake=False)
+                self._freeze, self._unseen = Freeze.of(news, news.at_ms), True
+                self._ack()
+            else:
+                self.look()
 
     def look(self) -> None:
-        """Register, read the lease and act on it. Safe from any thread.
+        """Register, ack the freeze this worker is in, read the lease and act on it. Safe from any thread.
 
         Raises:
             CheckpointError: Redis is away; `overdue` says what that means.
         """
         with self._lock:
             seen, asked_s = self._ask()
-            self._misses, self._ahead_s = 0, seen.now_ms / 1000 - time.monotonic()
+            self._misses, self._unseen, self._ahead_s = 0, False, seen.now_ms / 1000 - clock_s()
             reborn = self._born_ms is not None and seen.born_ms != self._born_ms
             self._born_ms = seen.born_ms
             self._staging = seen.journal == "staging"
@@ -146,15 +153,15 @@ class Member:
             restoring = freeze is not None and freeze.mode == "restore"
             still = freeze is not None and standing is not None and standing.token == freeze.token
             if seen.journal in ("closing", "switching") and not (restoring and still):
-                self._go(f"a restore is {seen.journal}")
+                self.go(f"a restore is {seen.journal}")
             elif seen.restored > self._entry.generation or (reborn and not self._is_ours()):
-                self._go("a restore brought back another pair than the one this worker was started on")
+                self.go("a restore brought back another pair than the one this worker was started on")
             elif restoring and not still and not seen.thawed:
-                self._go("frozen for a restore whose lease is gone without a thaw")
+                self.go("frozen for a restore whose lease is gone without a thaw")
             elif restoring and not still and not self._is_ours():
-                self._go("the restore that froze it brought back another pair")
+                self.go("the restore that froze it brought back another pair")
             elif standing is not None:
-                self._close(standing, seen.now_ms)
+                self._close(standing, seen.now_ms, acked=still)
             elif freeze is not None:
                 self._open("thawed")
             elif self.barrier is not None and (self.barrier.closed or self.barrier.held()) and not self.left:
@@ -165,7 +172,9 @@ class Member:
         """Return what a heartbeat saw, and when it was asked: a process stopped with the answer in hand has slept."""
         for _ in range(2):
             asked_s = clock_s()
-            seen = roster.beat(self._store, self._described(), self._freeze.token if self._freeze else "")
+            claim = self._claim(self._freeze) if self._freeze else None
+            seen = roster.beat(self._store, self._described(), claim)
+            self._last_ack = claim.ack if claim else None
             if clock_s() - asked_s < roster.LICENCE_S:
                 return seen, asked_s
         raise Away("Redis answers too late to be believed", self._store.where, "see why it is slow", "redis-slow")
@@ -179,10 +188,16 @@ class Member:
                 return
             if freeze.mode == "restore":
                 if self._misses >= _RESTORE_MISSES or clock_s() >= freeze.until_s:
-                    self._go("frozen for a restore, and Redis cannot be reached")
+                    self.go("frozen for a restore, and Redis cannot be reached")
             elif clock_s() >= freeze.until_s:
                 self._broken.add(freeze.token)
                 self._open("its lease ended and Redis cannot be reached")
+
+    def heard(self, act: str, epoch: int) -> bool:
+        """Say whether a bell's news are known: frozen in that epoch or a later one, or not frozen in it any more."""
+        freeze = self._freeze
+        frozen_in = freeze.epoch if freeze else 0
+        return frozen_in >= epoch > 0 if act == "freeze" else frozen_in != epoch > 0
 
     def say(self) -> None:
         """Ack again where something changed, so that the coordinator hears of the drain at once."""
@@ -190,14 +205,14 @@ class Member:
             if self._freeze is None or self._ack_now(self._freeze.token) == self._last_ack:
                 return
             try:
-                self._ack(self._freeze)
+                self._ack()
             except CheckpointError as error:
                 logger.debug("Ack failed, the next look repeats it: %s", error)
 
     def connection_renewed(self) -> None:
         """Look again after the broker's connection came back, at the soul's generation too."""
         if not self._is_ours():
-            self._go("a restore brought back another pair while the connection was lost")
+            self.go("a restore brought back another pair while the connection was lost")
             return
         self.look()
 
@@ -215,48 +230,57 @@ class Member:
         """Whether the barrier is closed by a freeze."""
         return self._freeze is not None
 
-    def _close(self, lease: LeaseFacts, now_ms: int) -> None:
-        changed = self._freeze is None or self._freeze.token != lease.token
-        closing = self.barrier is not None and not self.barrier.closed
-        if self.barrier is not None and closing:
+    def _close(self, lease: LeaseFacts, now_ms: int, *, acked: bool) -> None:
+        if self.barrier is not None and not self.barrier.closed:
             self.barrier.close(wake=False)
+        self._looks += 1
+        if self._looks == _LOOKS_OF_A_LONG_ONE:
+            logger.info("Frozen: %s", lease.reason or lease.mode,
+                        extra={"event": "worker.frozen", "epoch": lease.epoch})
+            if self.barrier is not None:
+                self.barrier.wake()
         # Before the ack, whose answer may be lost; and after the heartbeat's answer, so never too early.
-        self._freeze = Freeze(lease.token, lease.epoch, lease.mode, until_s=clock_s() + lease.expires_in_ms / 1000,
-                              until_ms=now_ms + lease.expires_in_ms)
+        self._freeze = Freeze.of(lease, now_ms)
+        if not acked:
+            self._ack()
+
+    def _ack(self) -> None:
+        assert self._freeze is not None  # noqa: S101 - the callers saw it, under the lock
+        claim = self._claim(self._freeze)
+        roster.ack(self._store, self.boot, claim)
+        self._last_ack = claim.ack
+
+    def _claim(self, freeze: Freeze) -> roster.Claim:
         forgotten = self.barrier.tokens.take_failed() if self.barrier is not None else []
         if forgotten:
             requests.forget_parked(self._store, forgotten)
-        try:
-            self._ack(self._freeze)
-        finally:
-            if self.barrier is not None and closing:
-                self.barrier.wake()
-        if changed:
-            logger.info("Frozen: %s", lease.reason or lease.mode,
-                        extra={"event": "worker.frozen", "epoch": lease.epoch})
-
-    def _ack(self, freeze: Freeze) -> None:
-        what = self._ack_now(freeze.token)
-        roster.ack(self._store, freeze.epoch, freeze.token, self.boot, freeze.until_ms, what)
-        self._last_ack = what
+        return roster.Claim(token=freeze.token, epoch=freeze.epoch, until_ms=freeze.until_ms,
+                            ack=self._ack_now(freeze.token))
 
     def _ack_now(self, token: str) -> roster.Ack:
         running = self.barrier.tokens.running() if self.barrier is not None else []
+        ahead_s = self._redis_s() - time.monotonic()
         return roster.Ack(
             in_flight=tuple(one.task_id for one in running if not one.exempt),
             tasks={one.task_id: one.task for one in running},
             exempt=tuple(sorted({one.task for one in running if one.exempt})),
             broken=token in self._broken,
-            since_ms={one.task_id: round((one.taken_s + self._ahead_s) * 1000) for one in running},
+            since_ms={one.task_id: round((one.taken_s + ahead_s) * 1000) for one in running},
         )
 
+    def _redis_s(self) -> float:
+        """Return Redis's clock by the last look; late by that look's answer, so by less than a licence."""
+        return clock_s() + self._ahead_s
+
     def _open(self, why: str) -> None:
-        self._freeze, self._last_ack = None, None
-        logger.info("Thawed: %s", why, extra={"event": "worker.thawed"})
+        short = self._looks < _LOOKS_OF_A_LONG_ONE
+        self._freeze, self._last_ack, self._looks = None, None, 0
         if self.barrier is not None and not self.left:
             self.barrier.open()
+        logger.info("Frozen and thawed: %s" if short else "Thawed: %s", why, extra={"event": "worker.thawed"})
 
-    def _go(self, why: str) -> None:
+    def go(self, why: str) -> None:
+        """Start nothing more and leave with 75. Safe from any thread."""
         if self.barrier is not None:
             self.barrier.close()
         if not self.left:

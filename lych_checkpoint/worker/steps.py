@@ -18,11 +18,14 @@ from celery import bootsteps, signals
 from celery.exceptions import WorkerShutdown
 from celery.worker import state as worker_state
 
+from lych_checkpoint.eras import Present
 from lych_checkpoint.errors import CheckpointError
 from lych_checkpoint.lease import roster
 from lych_checkpoint.lease.connection import Store
 from lych_checkpoint.process import Identity
-from lych_checkpoint.worker import alive, consumers, visibility
+from lych_checkpoint.vault.quarantine import Quarantine
+from lych_checkpoint.worker import alive, children, consumers, visibility
+from lych_checkpoint.worker.admission import Admission
 from lych_checkpoint.worker.barrier import Barrier, Flag
 from lych_checkpoint.worker.listener import listening
 from lych_checkpoint.worker.member import Member
@@ -39,8 +42,11 @@ class Host(Protocol):
     boot: str
     frozen: Flag
 
-    def pass_gate(self) -> int:
-        """Return the generation seen, or raise what forbids the start."""
+    def pass_gate(self) -> tuple[int, Present]:
+        """Return the generation seen, and which messages may run; or raise what forbids the start."""
+
+    def admission(self) -> tuple[str, Quarantine] | None:
+        """Return the header that tells messages apart, and where those go that may not run; None if all may."""
 
     def open_store(self) -> Store:
         """Return a client for this federation's Redis."""
@@ -79,13 +85,13 @@ class Gate(bootsteps.StartStopStep):
     """Refuses the start before the pool exists."""
 
     def __init__(self, worker: Any, **_: Any) -> None:
-        worker.lych_generation = 0
+        worker.lych_generation, worker.lych_present = 0, Present(era=0)
 
     def create(self, worker: Any) -> Any:
         """Run the gate; nothing is left behind when it refuses."""
         host: Host = worker.app.lych
         try:
-            worker.lych_generation = host.pass_gate()
+            worker.lych_generation, worker.lych_present = host.pass_gate()
         except CheckpointError as error:
             raise refuse(error) from error
 
@@ -112,6 +118,7 @@ class Membership(bootsteps.StartStopStep):
                 is_ours=lambda: host.generation_stands(worker.lych_generation), answer=host.answer_restore,
             )
             member.barrier = self._barrier(worker, host, member)
+            self._admit(worker, host.admission(), member)
             member.look()
             host.check_generation(worker.lych_generation)
         except CheckpointError as error:
@@ -126,6 +133,13 @@ class Membership(bootsteps.StartStopStep):
         """Listen; the pool's children are forked by now."""
         self._running.enter_context(listening(self._store, worker.lych_member))
 
+    def stop(self, worker: Any) -> None:
+        """Before the pool waits for its children: a restore waits for the workers that leave for it."""
+        member: Member = worker.lych_member
+        if member.left and member.barrier is not None:
+            tokens = member.barrier.tokens
+            children.dismiss(worker.pool, idle=lambda: not tokens.running())
+
     def register_with_event_loop(self, worker: Any, hub: Any) -> None:
         """Let other threads wake the main loop; called again after each reconnect."""
         hub.add_reader(self._wake_read, self._on_wake, worker)
@@ -134,7 +148,7 @@ class Membership(bootsteps.StartStopStep):
         return roster.Entry(
             name=worker.hostname, boot=boot, pool=worker.pool_cls.__module__.rpartition(".")[2],
             identity=Identity.mine(), alive_file=alive_file, loaded=host.loaded(), disk="",
-            generation=worker.lych_generation,
+            generation=worker.lych_generation, era=worker.lych_present.era,
         )
 
     def _barrier(self, worker: Any, host: Host, member: Member) -> Barrier:
@@ -150,6 +164,13 @@ class Membership(bootsteps.StartStopStep):
             worker.process_task = barrier.admit
         worker.pool.apply_async = barrier.tokens.wrap(worker.pool.apply_async)
         return barrier
+
+    def _admit(self, worker: Any, how: tuple[str, Quarantine] | None, member: Member) -> None:
+        """Put admission before the barrier; before the first restore there is nothing to ask."""
+        if how is not None and worker.lych_present.era:
+            header, quarantine = how
+            worker.process_task = Admission(worker.process_task, present=worker.lych_present, header=header,
+                                            quarantine=quarantine, leave=member.go).admit
 
     def _waker(self, worker: Any) -> Callable[[], None]:
         """Return how any thread gets `let_go` run where Celery starts tasks.
@@ -235,7 +256,7 @@ class Consuming(bootsteps.StartStopStep):
         member.barrier.forget()
         pool = getattr(consumer.pool, "_pool", None)
         if pool is not None and hasattr(pool, "_cache"):
-            member.barrier.tokens.reconcile(set(pool._cache))  # noqa: SLF001 - the only list of live jobs
+            member.barrier.tokens.reconcile(pool)
 
     def _keep(self, consumer: Any, barrier: Barrier, connection: int) -> None:
         """Do in a freeze, again and again for as long as one connection lasts, what a broker needs to keep it."""

@@ -11,7 +11,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
+
+from lych_checkpoint.worker.ghosts import Ghosts
 
 
 @dataclass(slots=True, eq=False)
@@ -35,6 +38,7 @@ class Tokens:
         self._pending: dict[str, Token] = {}
         self._failed: list[str] = []
         self._released = released
+        self._ghosts = Ghosts()
 
     def take(self, task_id: str, task: str, *, exempt: bool) -> Token:
         """Count a request that is about to go to the pool."""
@@ -86,6 +90,7 @@ class Tokens:
 
     def running(self) -> list[Token]:
         """Return the tokens in the order they were taken."""
+        self._ghosts.sweep()
         with self._lock:
             return list(self._tokens.values())
 
@@ -95,18 +100,14 @@ class Tokens:
             failed, self._failed = self._failed, []
         return failed
 
-    def reconcile(self, known_jobs: set[int]) -> None:
+    def reconcile(self, pool: Any) -> None:
         """Drop tokens whose job the pool has forgotten: after a lost connection their callbacks never come.
 
-        A job whose payload was already on its way to a child runs all the same ("ghost"); it stays counted, so a
-        freeze waits for it or fails, until that child ended or took a later job.
+        A job whose payload was already on its way to a child runs all the same; it stays counted until it is over.
         """
         for token in self.running():
             job = getattr(token.result, "_job", None)
-            if job is not None and job not in known_jobs and not _is_ghost(token.result):
+            if job is None or job in pool._cache:  # noqa: SLF001 - the only list of live jobs
+                continue
+            if not self._ghosts.keep(token.result, pool, partial(self.release, token)):
                 self.release(token)
-
-
-def _is_ghost(result: Any) -> bool:
-    writer = getattr(result, "_write_to", None)
-    return writer is not None and bool(writer._is_alive()) and not result.ready()  # noqa: SLF001 - billiard's test

@@ -174,7 +174,7 @@ def _restores(times: _Times, root: Path, lock: BodyLock, vault: Path, ticket: st
         body.switch(lock, root, ticket)
     _expect(body.verify(lock, root) == [], "the restored body differs")
     body.unstage(lock, root, ticket)
-    body.undisplace(members, ticket)
+    body.unpin(members, ticket, vault / "displaced")
     _expect(len(displaced.repos) == len(members), "the displaced body lost a repository")
 
 

@@ -36,7 +36,8 @@ while True:
         standing = lease.read(store)
         until_ms = store.now_ms() + standing.expires_in_ms if standing else 0
         for boot in boots if standing else ():
-            roster.ack(store, standing.epoch, standing.token, boot, until_ms, idle)
+            roster.ack(store, boot, roster.Claim(
+                token=standing.token, epoch=standing.epoch, until_ms=until_ms, ack=idle))
 """
 
 
@@ -47,7 +48,7 @@ def measure(federation: Federation, url: str, count: int, n: int) -> list[Row]:
         for number in range(n + 1):
             began_s = time.perf_counter()
             terms = federation.terms(freeze.CHECKPOINT, "bench")
-            with freeze.thawing(federation.store(), terms, lambda _act: None) as (frozen, thaw):
+            with freeze.thawing(federation.store(), terms, lambda _act, _epoch: None) as (frozen, thaw):
                 frozen.wait_for_acks()
                 acked_s = time.perf_counter()
                 frozen.drain()
@@ -71,7 +72,7 @@ def _crowd(store: Store, url: str, count: int) -> Iterator[None]:
         roster.beat(store, roster.Entry(
             name=f"simulated-{number}@nowhere", boot=boot, pool="prefork", identity=Identity.mine(), alive_file="",
             loaded="", disk="", generation=1,
-        ), "")
+        ))
     with store.speaking() as client:  # as if each had just looked, whenever that is read
         client.zadd(store.keys["beats"], dict.fromkeys(boots, store.now_ms() + 3_600_000))
     children = [

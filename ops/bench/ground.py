@@ -18,7 +18,7 @@ from lych_checkpoint.federation import Federation
 from lych_checkpoint.settings import Settings
 from ops.servers.celery import CeleryProcess, command
 from ops.servers.child import ServerError
-from ops.servers.filesystems import is_btrfs, loop_mount, make_pgdata_subvolume, remove_with_subvolumes
+from ops.servers.filesystems import Kind, is_btrfs, loop_mount, make_pgdata_subvolume, remove_with_subvolumes
 from ops.servers.postgres import PostgresNode
 from ops.servers.redis import RedisNode
 
@@ -31,12 +31,12 @@ def rounds(default: int) -> int:
 
 
 @contextmanager
-def place(size_gb: int = 8) -> Iterator[Path]:
-    """Yield a directory below LYCH_BENCH_DIR, else on a Btrfs of its own under root, else a temporary one."""
+def place(size_gb: int = 8, kind: Kind = "btrfs") -> Iterator[Path]:
+    """Yield a directory below LYCH_BENCH_DIR, else on a file system of its own under root, else a temporary one."""
     with ExitStack() as stack:
         parent = os.environ.get("LYCH_BENCH_DIR")
         if parent is None and os.geteuid() == 0:
-            parent = str(stack.enter_context(loop_mount("btrfs", size_gb=size_gb)))
+            parent = str(stack.enter_context(loop_mount(kind, size_gb=size_gb)))
         home = Path(tempfile.mkdtemp(prefix="lych-bench-", dir=parent))
         home.chmod(0o711)
         stack.callback(remove_with_subvolumes if is_btrfs(home) else shutil.rmtree, home)

@@ -1,4 +1,6 @@
-"""What the plugin costs while nothing is frozen: tasks per second with and without it, and one `safepoint()`."""
+"""What the plugin costs while nothing is frozen: tasks per second with and without it, one `safepoint()`,
+and the stamp of one message.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import json
 import math
 import statistics
 import time
+import timeit
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from typing import Any
 import redis
 from celery import Celery
 
+from lych_checkpoint.stamping import Stamper
 from ops.bench.ground import Ground
 from ops.bench.record import Row
 from ops.servers.celery import CeleryProcess
@@ -71,6 +75,22 @@ def safepoint_ns(ground: Ground, n: int) -> Row:
         app.send_task("time_safepoints", args=[n, 20_000])
         found = client.blpop(["bench:safepoints"], timeout=60)
     return Row("safepoint(), thawed", "prefork", tuple(json.loads(found[1])))
+
+
+def stamping(ground: Ground, n: int) -> Row:
+    """Measure what one published message costs its publisher, the reading of Redis each second in it."""
+    stamper, calls = Stamper(ground.open), 20_000
+    stamper.on_publish(headers={})
+    samples = []
+    for _ in range(n):
+        publishing = timeit.timeit(lambda: stamper.on_publish(headers={}), number=calls)
+        calling = timeit.timeit(lambda: _unstamped(headers={}), number=calls)
+        samples.append((publishing - calling) / calls * 1000)
+    return Row("stamp of a message", "", tuple(samples))
+
+
+def _unstamped(**_: Any) -> None:
+    """What a signal's receiver costs at the least."""
 
 
 def _publish_template(url: str) -> None:

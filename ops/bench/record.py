@@ -99,13 +99,18 @@ def report(part: str, head: dict[str, Any], rows: Sequence[Row]) -> Path:
     for row in rows:
         ratio = _ratio(row, by_name)
         table.add_row(
-            row.what, row.variant, f"{row.p50_ms:.2f}", f"{row.p95_ms:.2f}", f"{max(row.samples_ms):.2f}",
+            row.what, row.variant, _shown(row.p50_ms), _shown(row.p95_ms), _shown(max(row.samples_ms)),
             str(len(row.samples_ms)), f"{ratio:.2f}" if ratio is not None else "",
         )
     console = Console()
     console.print(table)
     console.print(f"written to {path}")
     return path
+
+
+def _shown(took_ms: float) -> str:
+    """Return milliseconds, of which a table's column is, or so many nanoseconds where that would be nought."""
+    return f"{took_ms:.2f}" if took_ms >= 0.01 else f"{took_ms * 1e6:.0f} ns"
 
 
 def _ratio(row: Row, by_name: Mapping[tuple[str, str], Row]) -> float | None:

@@ -1,33 +1,33 @@
 """From the freeze of a restore to the first task of the new workers, by phase; and the gate's time at boot.
 
-LYCH_BENCH_GB (8) is the soul's size for `btrfs`, LYCH_BENCH_DUMP_GB (1) for `dump`; LYCH_BENCH_FILES (2000) the files
-in each of 20 repositories; LYCH_BENCH_ROUNDS (3) the restores of each driver. The floor of the gate is one bare
-`git rev-parse HEAD` per repository, one after the other.
+LYCH_BENCH_GB (8) is the soul's size for `btrfs`, LYCH_BENCH_DUMP_GB (1) for `dump`, LYCH_BENCH_PITR_GB (8) for
+`pitr`, on ext4, where a restore copies every byte; LYCH_BENCH_FILES (2000) the files in each of 20 repositories;
+LYCH_BENCH_ROUNDS (3) the restores of each driver. The floor of the gate is one bare `git rev-parse HEAD` per
+repository, one after the other.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import psycopg
 import redis
 from celery import Celery
 
 from lych_checkpoint import gate
+from ops.bench.fill import QUIET, fill, room_gb
 from ops.bench.ground import Ground, make_repository, place, rounds
 from ops.bench.record import Row, header, report
 from ops.servers.celery import CeleryProcess
 from ops.servers.child import ServerError
-from ops.servers.filesystems import is_btrfs
+from ops.servers.filesystems import Kind, is_btrfs
 
 _REPOSITORIES = 20
 _GATE = (1, 20, 200)
@@ -35,39 +35,40 @@ _FIRST, _AT_BOOT = "freeze to first task of the new workers", "gate at boot, ali
 _GOALS_MS = {(_FIRST, "btrfs"): 5000, (_AT_BOOT, "20 repositories"): 100}
 _FLOOR = "bare rev-parse, in turn"
 _DONE = "bench:done"
-_ROW_BYTES = 8000
-#: A soul that is filled without WAL takes half the disk.
-_QUIET = {"wal_level": "minimal", "max_wal_senders": "0", "max_wal_size": "4GB", "fsync": "on"}
+#: By driver: the variable of its soul's size, that size in GB, and the file system.
+_SOULS: dict[str, tuple[str, str, Kind]] = {
+    "btrfs": ("LYCH_BENCH_GB", "8", "btrfs"), "dump": ("LYCH_BENCH_DUMP_GB", "1", "btrfs"),
+    "pitr": ("LYCH_BENCH_PITR_GB", "8", "ext4"),
+}
 
 
 def measure() -> None:
     """Measure the gate, then each driver on a ground of its own, and report."""
     rows: list[Row] = []
     failed: list[str] = []
-    sizes = {"btrfs": float(os.environ.get("LYCH_BENCH_GB", "8")),
-             "dump": float(os.environ.get("LYCH_BENCH_DUMP_GB", "1"))}
+    sizes = {driver: float(os.environ.get(name, default)) for driver, (name, default, _) in _SOULS.items()}
     with place() as home, ExitStack() as stack:
         ground = Ground(home, stack)
         head = header(home, ground.versions())
         rows += _gates(ground, rounds(20))
     head["soul_gb"], head["repositories"], head["files_each"] = {}, _REPOSITORIES, _files()
     for driver, wanted_gb in sizes.items():
-        gb = min(wanted_gb, _room_gb() / 4)
+        gb = min(wanted_gb, room_gb() / 4)
         if gb < wanted_gb:
             print(f"{driver}: there is room for {gb:.1f} GB, not for {wanted_gb:g}", file=sys.stderr)
-        with place(size_gb=round(gb * (rounds(3) + 3)) + 8) as home, ExitStack() as stack:
+        kind = _SOULS[driver][2]
+        with place(size_gb=round(gb * (rounds(3) + 3)) + 8, kind=kind) as home, ExitStack() as stack:
             if driver == "btrfs" and not is_btrfs(home):
                 print(f"btrfs is left out: {home} is on {head['file_system']}; run as root or set LYCH_BENCH_DIR",
                       file=sys.stderr)
                 continue
-            ground = Ground(home, stack, _QUIET)
+            ground = Ground(home, stack, QUIET)
             head["soul_gb"][driver] = round(gb, 2)
             try:
                 rows += _restores(ground, driver, gb, rounds(3))
             except ServerError as error:
                 failed.append(f"{driver}: {error}")
     report("restore", head, rows)
-    print("pitr: not built")
     for row in rows:
         goal_ms = _GOALS_MS.get((row.what, row.variant.partition(",")[0]))
         if goal_ms:
@@ -103,9 +104,10 @@ def _gates(ground: Ground, n: int) -> list[Row]:
 def _restores(ground: Ground, driver: str, gb: float, n: int) -> list[Row]:
     """Seal once, then change everything and restore, ``n`` times, under supervised workers and a steady load."""
     print(f"{driver}: filling {gb:.2f} GB", file=sys.stderr)
-    _fill(ground, gb)
+    fill(ground.postgres, gb)
     _extend(ground, _REPOSITORIES, files=_files())
-    ground.environment["LYCH_DRIVER"] = driver
+    # The load's publisher has no plugin, so nobody could tell its messages from those of the future that is gone.
+    ground.environment.update(LYCH_DRIVER=driver, LYCH_QUEUE_POLICY="keep")
     phases: dict[str, list[float]] = {}
     with _supervised(ground, ["one", "two"]), _load(ground):
         sealed = ground.lych("create", "--here")["id"]
@@ -125,18 +127,6 @@ def _restores(ground: Ground, driver: str, gb: float, n: int) -> list[Row]:
             phases.setdefault(_FIRST, []).append(first_ms)
     variant = f"{driver}, {gb:.2g} GB"
     return [Row(what, variant, tuple(samples)) for what, samples in phases.items()]
-
-
-def _fill(ground: Ground, gb: float) -> None:
-    """Fill `cold` with rows that neither PostgreSQL nor Btrfs makes smaller."""
-    count = round(gb * 1e9 / (_ROW_BYTES + 100))
-    with psycopg.connect(ground.postgres.url("soul")) as connection:
-        connection.execute("create table cold (id int, words text)")
-        connection.execute("alter table cold alter words set storage external")
-        connection.execute(f"insert into cold select n, repeat(md5(n::text), {_ROW_BYTES // 32}) "
-                           f"from generate_series(1, {count}) n")
-        connection.execute("create table warm (id serial primary key, at timestamptz default now())")
-    ground.postgres.run("psql", "-qc", "checkpoint", "soul")
 
 
 def _change(ground: Ground) -> None:
@@ -226,8 +216,3 @@ def _first_after(ground: Ground, at_s: float) -> float:
 
 def _files() -> int:
     return int(os.environ.get("LYCH_BENCH_FILES", "2000"))
-
-
-def _room_gb() -> float:
-    """Return the free room where `place` will be."""
-    return shutil.disk_usage(Path(os.environ.get("LYCH_BENCH_DIR", "/tmp"))).free / 1e9

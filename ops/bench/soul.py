@@ -1,116 +1,183 @@
-"""The window (drained to thaw rung) of each driver at 0.1 GB beside bare floors, pgbench writing until the freeze."""
+"""The window of each driver at several sizes, beside bare floors and beside what people do without us.
+
+LYCH_BENCH_GB ("0.1 1 8") are the soul's sizes; LYCH_BENCH_ROUNDS (20) the windows of each driver at each, half as
+many from 1 GB on; more than 1 GB is not dumped. pgbench writes until the freeze. `btrfs` and
+`dump` run on Btrfs, `reflink` and `pitr` on XFS. The rivals are measured at 1 GB, or at the largest size below.
+"""
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
 import os
-import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
+from typing import Any
 
-import psycopg
 from celery import Celery
 
+from lych_checkpoint.soul import Soul
+from ops.bench import floors, rivals
+from ops.bench.fill import QUIET, fill, room_gb
 from ops.bench.ground import Ground, place, rounds
 from ops.bench.record import Row, header, report
-from ops.servers.child import ServerError, end
-from ops.servers.filesystems import is_btrfs
+from ops.servers.child import ServerError
+from ops.servers.filesystems import Kind
 
-_SCALE = 7  # about 15 MB each
-_SNAP_CREATE_V2 = 0x50009417  # _IOW(0x94, 23, struct btrfs_ioctl_vol_args_v2)
-_READ_ONLY = 1 << 1
-_HOLDS_LOCKS = """
-select exists (select from pg_locks l join pg_stat_activity a using (pid)
-               where application_name = 'pg_dump' and granted and relation = 'pgbench_accounts'::regclass)
-"""
-_FLOORS = {"btrfs": "bare ioctl", "dump": "bare pg_dump to its locks"}
+_LARGEST_DUMP_GB = 1.0
+_FEW_ROUNDS = 3
+_NAMES = ["one", "two"]
+_PLACES: tuple[tuple[Kind, tuple[str, ...]], ...] = (("btrfs", ("dump", "btrfs")), ("xfs", ("reflink", "pitr")))
+_FLOORS: dict[str, tuple[str, Callable[[Ground], float]]] = {
+    "btrfs": ("bare ioctl", floors.snapshot), "dump": ("bare pg_dump to its locks", floors.locks),
+    "reflink": ("bare clones in backup mode", floors.clones),
+    "pitr": ("bare restore point, flushed", floors.point),
+}
+_UNFLUSHED = "bare restore point, not flushed"
+_WINDOW, _IDLE = "window", "hold, idle workers"
 
 
 def measure() -> None:
-    """Measure dump, and btrfs where the directory lies on one, each beside its floor, in turns; and report."""
-    n = rounds(20)
+    """Measure every driver that fits at every size, then report, and say which goals are met."""
+    sizes = sorted(float(one) for one in os.environ.get("LYCH_BENCH_GB", "0.1 1 8").split())
     with place() as home, ExitStack() as stack:
-        ground = Ground(home, stack)
-        ground.postgres.run("pgbench", "-i", "-q", "-s", str(_SCALE), "soul")
-        head = header(home, ground.versions())
-        drivers = ["dump", *(["btrfs"] if is_btrfs(home) else [])]
-        if len(drivers) == 1:
-            print(f"btrfs is left out: {home} is on {head['file_system']}; run as root or set LYCH_BENCH_DIR",
-                  file=sys.stderr)
-        ground.start_workers(["one", "two"], pool="prefork")
-        for _ in range(2):
-            Celery("bench", broker=ground.broker.url).send_task("churn")
-        windows: dict[str, list[float]] = {driver: [] for driver in drivers}
-        holds: dict[str, list[float]] = {driver: [] for driver in drivers}
-        floors: dict[str, list[float]] = {driver: [] for driver in drivers}
-        for number in range(n + 1):
-            for driver in drivers:
-                window = ground.create(driver)["window"]
-                floor = _snapshot(ground, number) if driver == "btrfs" else _export(ground)
-                if number:  # the first round warms caches
-                    windows[driver].append(window["capture_ms"] + window["thaw_ms"])
-                    holds[driver].append(window["hold_ms"])
-                    floors[driver].append(floor)
-        rows = []
+        head = header(home, Ground(home, stack).versions())
+    head["file_system"] = "btrfs and xfs" if "LYCH_BENCH_DIR" not in os.environ else head["file_system"]
+    head["database_bytes"], head["first_checkpoint_bytes"], head["left_out"] = {}, {}, {}
+    rival_gb = max((gb for gb in sizes if gb <= _LARGEST_DUMP_GB), default=0.0)
+    rows: list[Row] = []
+    failed: list[str] = []
+    for gb in sizes:
+        if gb * 3 > room_gb():
+            head["left_out"][f"{gb:g} GB"] = f"only {room_gb():.0f} GB are free"
+            continue
+        for kind, drivers in _PLACES:
+            with place(size_gb=round(gb * 6) + 16, kind=kind) as home, ExitStack() as stack:
+                print(f"{kind}: filling {gb:g} GB", file=sys.stderr)
+                try:
+                    for some in _at(Ground(home, stack, QUIET), drivers, gb, head, with_rivals=gb == rival_gb):
+                        rows += some
+                except ServerError as error:
+                    failed.append(f"{kind}, {gb:g} GB: {error}")
+    report("soul", head, rows)
+    for what, why in head["left_out"].items():
+        print(f"{what} is left out: {why}")
+    for line in _goals(rows, sizes):
+        print(line)
+    if failed:
+        raise ServerError("; ".join(failed))
+
+
+def _at(
+    ground: Ground, wanted: tuple[str, ...], gb: float, head: dict[str, Any], *, with_rivals: bool
+) -> Iterator[list[Row]]:
+    """Fill the soul, and measure the drivers with idle workers, then with pgbench, then their restores."""
+    fill(ground.postgres, gb, pgbench=True)
+    reasons = dict(Soul.reports(ground.open().ground()))
+    drivers = [one for one in wanted if reasons[one] is None and (one != "dump" or gb <= _LARGEST_DUMP_GB)]
+    for one in wanted:
+        if one not in drivers:
+            head["left_out"][f"{one}, {gb:g} GB"] = reasons[one] or "it would take too long"
+    size = ground.postgres.run("psql", "-Atc", "select pg_database_size('soul')", "soul")
+    head["database_bytes"][f"{gb:g} GB"] = int(size)
+    workers = ground.start_workers(_NAMES, pool="prefork")
+    yield _idle(ground, drivers, gb, head)
+    if with_rivals and "dump" in drivers:
+        yield rivals.measure(ground, workers, _NAMES, gb, _FEW_ROUNDS)
+    for _ in range(2):
+        Celery("bench", broker=ground.broker.url).send_task("churn")
+    yield _written(ground, drivers, gb)
+    for worker in workers:
+        worker.ask_to_stop()
+    for worker in workers:
+        worker.wait_exit(60)
+    ground.environment["LYCH_QUEUE_POLICY"] = "keep"  # the load of pgbench waits there
+    for driver in drivers:
+        yield [_restored(ground, driver, gb)]
+
+
+def _restored(ground: Ground, driver: str, gb: float) -> Row:
+    samples = []
+    sealed = ground.create(driver)["id"]
+    for _ in range(min(_FEW_ROUNDS, max(1, _rounds(gb) // 10))):
+        began_s = time.perf_counter()
+        ground.lych("restore", sealed, "--yes", LYCH_DRIVER=driver)
+        samples.append((time.perf_counter() - began_s) * 1000)
+    return Row("restore, whole command, workers stopped", f"{driver}, {gb:g} GB", tuple(samples))
+
+
+def _idle(ground: Ground, drivers: list[str], gb: float, head: dict[str, Any]) -> list[Row]:
+    """Create with idle workers; the first of each driver says what room it takes, and warms caches."""
+    rows = []
+    for driver in drivers:
+        before_bytes = _taken_bytes(ground)
+        began_s = time.perf_counter()
+        ground.create(driver)
+        first_ms = (time.perf_counter() - began_s) * 1000
+        head["first_checkpoint_bytes"][f"{driver}, {gb:g} GB"] = _taken_bytes(ground) - before_bytes
+        holds = [ground.create(driver)["window"]["hold_ms"] for _ in range(min(_FEW_ROUNDS, _rounds(gb)))]
+        rows += [Row("first create, whole command", f"{driver}, {gb:g} GB", (first_ms,)),
+                 Row(_IDLE, f"{driver}, {gb:g} GB", tuple(holds))]
+    return rows
+
+
+def _written(ground: Ground, drivers: list[str], gb: float) -> list[Row]:
+    """Create while pgbench writes until the freeze, each driver and its floor in turns."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for number in range(_rounds(gb) + 1):
         for driver in drivers:
-            rows += [
-                Row(_FLOORS[driver], driver, tuple(floors[driver])),
-                Row("window", driver, tuple(windows[driver]), floor=_FLOORS[driver]),
-                Row("hold, with the drain of running tasks", driver, tuple(holds[driver])),
-            ]
-        head["database_bytes"] = _size(ground)
-        report("soul", head, rows)
+            began_s = time.perf_counter()
+            window = ground.create(driver)["window"]
+            whole_ms = (time.perf_counter() - began_s) * 1000
+            name, floor = _FLOORS[driver]
+            measured = {
+                name: floor(ground),
+                **({_UNFLUSHED: floors.unflushed_point(ground)} if driver == "pitr" else {}),
+                _WINDOW: window["hold_ms"] - window["ack_ms"] - window["drain_ms"],
+                "hold, with the drain of running tasks": window["hold_ms"],
+                "create, whole command": whole_ms,
+            }
+            if number:  # the first round warms caches
+                for what, value in measured.items():
+                    found.setdefault((what, driver), []).append(value)
+    return [Row(what, f"{driver}, {gb:g} GB", tuple(samples), floor=_FLOORS[driver][0] if what == _WINDOW else "")
+            for (what, driver), samples in sorted(found.items(), key=lambda one: drivers.index(one[0][1]))]
 
 
-def _snapshot(ground: Ground, number: int) -> float:
-    """Take a read-only snapshot of PGDATA with one ioctl while pgbench writes; return its milliseconds.
+def _goals(rows: list[Row], sizes: list[float]) -> list[str]:
+    """Say of each goal whether it is met, where its rows were measured."""
+    p50 = {(row.what, *row.variant.rpartition(", ")[::2]): row.p50_ms for row in rows}
+    smallest, largest = (f"{gb:g} GB" for gb in (sizes[0], sizes[-1]))
+    verdicts = []
 
-    Flushed just before, as a driver may do before its freeze, so that the floor is the ioctl and not the disk.
-    """
+    def judge(what: str, value: float, goal: float, unit: str, *, least: bool = False) -> None:
+        met = value >= goal if least else value <= goal
+        verdicts.append(f"{what}: {value:.2f}{unit}, goal {'≥' if least else '≤'} {goal:g}{unit}: "
+                        f"{'met' if met else 'missed'}")
+
+    for driver in ("btrfs", "pitr"):
+        window = p50.get((_WINDOW, driver, largest))
+        if window is not None:
+            floor = p50[_FLOORS[driver][0], driver, largest]
+            judge(f"{driver}, {largest}: window / {_FLOORS[driver][0]}", window / floor, 3, "")
+            judge(f"{driver}: window at {largest} / at {smallest}", window / p50[_WINDOW, driver, smallest], 1.5, "")
+    for (what, driver, size), value in p50.items():
+        if (what, driver, size) == (_WINDOW, "dump", "1 GB"):
+            judge("dump, 1 GB: window", value, 100, " ms")
+        stopped = p50.get((rivals.STOPPED, "", size))
+        if what == _IDLE and stopped is not None:
+            judge(f"{driver}, {size}: hold of stop, pg_dump, start / {_IDLE}", stopped / value, 100, "", least=True)
+    return verdicts
+
+
+def _rounds(gb: float) -> int:
+    n = rounds(20)
+    return n if gb < 1 else max(1, n // 2)
+
+
+def _taken_bytes(ground: Ground) -> int:
     ground.postgres.run("psql", "-qc", "checkpoint", "soul")
-    subprocess.run(["sync", "-f", ground.postgres.pgdata], check=True)
-    target = ground.home / f"floor-{number}"
-    source = os.open(ground.postgres.pgdata, os.O_RDONLY)
-    parent = os.open(ground.home, os.O_RDONLY)
-    try:
-        name = target.name.encode()
-        arguments = ctypes.create_string_buffer(struct.pack("=qQQ32s4040s", source, 0, _READ_ONLY, b"", name))
-        began_s = time.perf_counter()
-        fcntl.ioctl(parent, _SNAP_CREATE_V2, arguments)
-        took_s = time.perf_counter() - began_s
-    finally:
-        os.close(source)
-        os.close(parent)
-    subprocess.run(["btrfs", "subvolume", "delete", target], check=True, capture_output=True)
-    return took_s * 1000
-
-
-def _export(ground: Ground) -> float:
-    """Export a snapshot and start pg_dump on it; return the milliseconds until it holds its locks."""
-    url = ground.postgres.url("soul")
-    with psycopg.connect(url) as exporter, psycopg.connect(url, autocommit=True) as watcher:
-        began_s = time.perf_counter()
-        exporter.execute("set transaction isolation level repeatable read, read only")
-        row = exporter.execute("select pg_export_snapshot()").fetchone()
-        assert row is not None
-        pg_dump = ground.postgres.pg_bin / "pg_dump"
-        argv: list[str | Path] = [pg_dump, "-Fc", f"--snapshot={row[0]}", "-f", "/dev/null", "soul"]
-        child = subprocess.Popen(argv, env={**os.environ, **ground.postgres.client_environment()},
-                                 stderr=subprocess.DEVNULL)
-        try:
-            while watcher.execute(_HOLDS_LOCKS).fetchone() != (True,):
-                if child.poll() is not None:
-                    raise ServerError(f"pg_dump ended with {child.returncode} before it held its locks")
-            return (time.perf_counter() - began_s) * 1000
-        finally:
-            end(child)
-
-
-def _size(ground: Ground) -> int:
-    with psycopg.connect(ground.postgres.url("soul")) as connection:
-        row = connection.execute("select pg_database_size('soul')").fetchone()
-        return int(row[0]) if row else 0
+    subprocess.run(["sync", "-f", ground.home], check=True)
+    room = os.statvfs(ground.home)
+    return (room.f_blocks - room.f_bfree) * room.f_frsize

@@ -49,7 +49,7 @@ def seal_under_load(story: Story, system: System) -> Seal:
         trees = proof.trees(system.root)
         for _ in range(_TRIES):
             with Observer(system.environment["LYCH_DATABASE_URL"]) as observer:
-                made = system.call("checkpoint.create")
+                made = system.ask("checkpoint.create")
                 system.wait_for_load(10)
             seen = observer.within(made["frozen_at"], made["thawed_at"])
             if seen:

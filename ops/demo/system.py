@@ -111,12 +111,9 @@ class System:
         return json.loads(done.stdout)
 
     def ask(self, task: str, *arguments: Any) -> Any:
-        """Send a task from here, and return its result."""
-        return self._client.send_task(task, args=arguments, queue="daemon").get(timeout=30, interval=0.02)
-
-    def call(self, task: str) -> Any:
         """Run `celery call TASK`, as a person would, and return the task's result."""
-        done = command("celery", "-A", "daemon", "call", task, environment=self.environment, cwd=self.home)
+        done = command("celery", "-A", "daemon", "call", task, "--args", json.dumps(arguments),
+                       environment=self.environment, cwd=self.home)
         if done.returncode:
             raise MismatchError(f"celery call {task} ended with {done.returncode}:\n{_said(done)}")
         return self._client.AsyncResult(done.stdout.strip()).get(timeout=30, interval=0.02)

@@ -20,9 +20,10 @@ from ops.kills.point import STEPS
 from ops.servers.child import ServerError
 from ops.servers.filesystems import Kind, is_btrfs, loop_mount, remove_with_subvolumes
 
-DRIVERS = ("btrfs", "reflink", "dump")
+DRIVERS = ("btrfs", "reflink", "pitr", "dump")
 #: What a driver needs to stand on, and the variable that names a directory there for who is not root.
-GROUNDS: dict[str, tuple[Kind, str]] = {"btrfs": ("btrfs", "LYCH_TEST_BTRFS"), "reflink": ("xfs", "LYCH_TEST_XFS")}
+GROUNDS: dict[str, tuple[Kind, str]] = {
+    "btrfs": ("btrfs", "LYCH_TEST_BTRFS"), "reflink": ("xfs", "LYCH_TEST_XFS"), "pitr": ("xfs", "LYCH_TEST_XFS")}
 _COLUMNS = tuple((when, who) for when in ("before", "in", "after") for who in ("alone", "group"))
 
 

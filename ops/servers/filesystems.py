@@ -13,7 +13,7 @@ from typing import Literal
 
 from ops.servers.child import ServerError
 
-Kind = Literal["btrfs", "xfs"]
+Kind = Literal["btrfs", "ext4", "xfs"]
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def loop_mount(kind: Kind, *, size_gb: int = 4) -> Iterator[Path]:
     Raises:
         ServerError: a program of it is missing or failed, with its words.
     """
-    home = Path(tempfile.mkdtemp(prefix=f"lych-{kind}-", dir="/var/tmp" if kind == "xfs" else None))
+    home = Path(tempfile.mkdtemp(prefix=f"lych-{kind}-", dir=None if kind == "btrfs" else "/var/tmp"))
     home.chmod(0o711)
     image, point = home / "image", home / "mnt"
     point.mkdir()

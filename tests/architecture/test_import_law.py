@@ -19,18 +19,18 @@ TIERS = (
     {"tasks"},                                                                       # the door that the plugin opens
     {"rebirth", "rehearsal", "comparison"},                                          # verbs that run another verb
     {"plan"},
-    {"coordinator", "restore", "gate", "status", "doctor", "setup"},                 # verbs
-    {"inspection", "restoration"},                                                   # what several verbs do
+    {"coordinator", "restore", "gate", "status", "doctor", "setup", "quarantine"},   # verbs
+    {"inspection", "restoration", "stamping"},                                       # what several verbs do
     {"federation"},                                                                  # what all verbs start from
     {"soul", "hosts"},                                                               # parts …
     {"window", "rebuild"},
-    {"freeze", "worker", "body", "seal", "journal", "witness", "broadcast", "environment"},
+    {"freeze", "worker", "body", "seal", "journal", "witness", "broadcast", "queues", "environment"},
     {"drivers"},
     {"lease", "database", "repository", "vault"},                                    # tools: one outside world each
     {"ownership"},
     {"process"},
     {"manifest"},                                                                    # ground
-    {"records", "settings"},
+    {"records", "settings", "eras", "progress"},
     {"errors"},
 )
 #: Outside worlds and the only places that may import them; a name with a slash is one file.
@@ -49,7 +49,7 @@ WORLDS = {
     "kombu": {"worker", "broadcast"},
     "billiard": {"worker"},
     # Kernel calls that Python has no name for.
-    "ctypes": {"body", "drivers/kernel.py"},
+    "ctypes": {"body", "drivers/kernel.py", "process/running.py"},
 }
 #: Standard ones that are nobody's business here: another door to a world, or a habit with hidden costs.
 FORBIDDEN = {"multiprocessing", "asyncio", "pickle", "shelve", "sqlite3", "http", "ftplib", "telnetlib", "xmlrpc",

@@ -242,9 +242,9 @@ def test_a_force_pushed_and_collected_commit_comes_back(story: Story) -> None:
 def test_a_bundle_that_brings_nothing_back_is_told(story: Story, damage: Callable[[bytes], bytes]) -> None:
     story.checkpoint()
     [file] = story.bundles.glob("core-*.bundle")
-    assert bundles.doubt("sha1", file) == ""
+    assert bundles.doubt("sha1", [file]) == ""
     file.write_bytes(damage(file.read_bytes()))
-    assert file.name in bundles.doubt("sha1", file)
+    assert file.name in bundles.doubt("sha1", [file])
     assert {path.suffix for path in story.bundles.iterdir()} == {".bundle"}
 
 

@@ -23,9 +23,11 @@ from tests.fixtures.sealed import make_checkpoint
 
 VERBS = {
     "init", "create", "list", "show", "diff", "verify", "rehearse", "restore", "recover", "gate", "status", "freeze",
-    "thaw", "doctor",
+    "thaw", "doctor", "queue",
 }
-LATER = {"prune", "pin", "queue", "report"}
+LATER = {"prune", "pin", "report"}
+#: Verbs that need another word.
+WHOLE = {"queue": ("queue", "list")}
 CREATE_FIELDS = {
     "id", "label", "state", "signature", "driver", "created_at", "workers", "repos", "bytes", "coalesced",
     "frozen_at", "thawed_at", "window",
@@ -71,6 +73,8 @@ def test_every_verb_has_help(verb: str) -> None:
     ("freeze", "--for", "10", "--reason", "x"), ("freeze", "--for", "10m"),
     ("freeze", "--for", "0s", "--reason", "x"),
     ("restore",), ("restore", "latest", "--undo"),
+    ("queue",), ("queue", "drop"), ("queue", "drop", "x", "--all"), ("queue", "release"),
+    ("queue", "release", "--all"),
 ])
 def test_a_misused_command_line_answers_in_json(argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (("--json", *argv), (*argv, "--json")):
@@ -102,7 +106,7 @@ def test_every_verb_without_settings_says_which(
     for name in [name for name in os.environ if name.startswith("LYCH_")]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
-    assert inside(verb, "--json") == 2
+    assert inside(*WHOLE.get(verb, (verb,)), "--json") == 2
     assert json.loads(capsys.readouterr().out)["error"] == {
         "code": "bad-setting", "what": "is required and not set", "where": "LYCH_FEDERATION",
         "mend": "set LYCH_FEDERATION"}
@@ -113,7 +117,7 @@ def test_every_verb_with_everything_away_is_75(verb: str, tmp_path: Path) -> Non
     nobody = "127.0.0.1:1"
     more = {"LYCH_FEDERATION": "crypt", "LYCH_VAULT": str(tmp_path / "none"), "LYCH_REDIS_URL": f"redis://{nobody}/0",
             "LYCH_DATABASE_URL": f"postgresql://{nobody}/soul"}
-    done = run(verb, "--json", **more)
+    done = run(*WHOLE.get(verb, (verb,)), "--json", **more)
     assert done.returncode == 75, done.stdout
     assert json.loads(done.stdout)["error"]["code"]
     assert "Traceback" not in done.stderr
@@ -173,6 +177,12 @@ def test_damage_is_3_and_named(filled: Vault, name: str) -> None:
     error = json.loads(done.stdout)["error"]
     assert name in error["what"] + error["where"]
     assert newest in error["where"]
+
+
+def test_evidence_that_its_driver_cannot_read_is_damage(filled: Vault, database: str) -> None:
+    done = ask(filled, "verify", "--json", LYCH_DATABASE_URL=database)
+    assert done.returncode == 3
+    assert "evidence of the driver dump lacks 'form'" in json.loads(done.stdout)["error"]["what"]
 
 
 def test_a_terminal_that_cannot_show_a_letter_still_gets_the_answer(filled: Vault) -> None:
@@ -250,8 +260,8 @@ def test_debug_shows_the_traceback_on_stderr(tmp_path: Path) -> None:
 def test_an_interrupt_is_130(vault: Vault) -> None:
     """Ctrl-C comes while a server does not answer."""
     with silent_server() as (server, url):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "lych_checkpoint", "init", "--json"], text=True,
+        process = subprocess.Popen(  # a shell's background jobs ignore it, and so would what they start
+            ["env", "--default-signal=INT", sys.executable, "-m", "lych_checkpoint", "init", "--json"], text=True,
             env=environment(LYCH_FEDERATION="crypt", LYCH_VAULT=str(vault.root), LYCH_DATABASE_URL=url),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )

@@ -106,7 +106,7 @@ def test_restore_gives_back_what_the_freeze_saw(
     wait_until(lambda: one.exit_code is not None)
     assert one.exit_code == 75
     assert lych("gate", "--json").json["verdict"] == "aligned"
-    workers.start("reborn")
+    workers.start("reborn", environment={"LYCH_QUEUE_POLICY": "keep"})  # `publish` has no plugin
     publish(redis_url, 5, first=500)
     wait_until(lambda: any(record["tag"] == 504 for record in workers.ends()))
     # A second, different evolution after the restore boots, and can be sealed.

@@ -7,133 +7,73 @@ import json
 import os
 import shlex
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 
-from lych_checkpoint import witness
 from lych_checkpoint.database import connect, rows
 from lych_checkpoint.drivers import DRIVERS
 from lych_checkpoint.drivers.base import Ground
 from lych_checkpoint.drivers.postmaster import Postmaster
 from lych_checkpoint.errors import Away, Damage, Refused
-from lych_checkpoint.manifest import SoulFacts
 from lych_checkpoint.soul import Soul
-from ops.servers.filesystems import make_pgdata_subvolume
+from ops.contract import cells
+from ops.contract import data as soul_data
+from ops.contract.cells import Cell
+from ops.contract.place import Place, server, unique
+from ops.contract.trip import travel
 from ops.servers.postgres import PostgresNode
 from tests.fixtures.client import wait_until
 from tests.fixtures.lacking import lacks
-from tests.fixtures.places import open_directory
-from tests.integration import soul_data
 
-_numbers = itertools.count()
+#: Two of each driver, so that every release meets every driver; the rest, which completes the pairs, goes one trip.
+CELLS, MORE = cells.pairwise()[:2 * len(DRIVERS)], cells.pairwise()[2 * len(DRIVERS):]
 #: For what does not depend on the server's release, and takes long.
-newest = pytest.mark.parametrize("node", DRIVERS, indirect=True, scope="module")
+NEWEST = [cell for cell in CELLS if cell.release == max(cells.RELEASES)]
 
 
-@dataclass
-class Place:
-    """A server on the file system that one driver wants, and a fresh database on it."""
-
-    driver: str
-    node: PostgresNode
-    url: str
-    into: Path
-
-    def soul(self, writers: str = "refuse") -> Soul:
-        ground = Ground(url=self.url, pgdata=self.node.pgdata, pg_bin=self.node.pg_bin)
-        return Soul.open(ground, self.driver, writers)  # type: ignore[arg-type]
-
-    def captured(self, soul: Soul, name: str = "") -> tuple[SoulFacts, Path]:
-        """Capture in a window in which nobody writes."""
-        name = name or f"c{next(_numbers)}"
-        folder = self.into / name / "soul"
-        with soul.capturing(name, folder) as capture:
-            capture.begin()
-            capture.take()
-            capture.end()
-            return capture.finish(), folder
-
-    def staged(self, soul: Soul, facts: SoulFacts, folder: Path, ticket: str, generation: int = 9) -> dict:
-        staged = soul.stage(facts, folder, ticket)
-        soul.animate(staged, facts=facts, generation=generation, signature="sha256:back", repos=soul_data.REPOS,
-                     journal=ticket)
-        return staged
+def on(some: list[Cell]) -> pytest.MarkDecorator:
+    """Run a test on these cells."""
+    return pytest.mark.parametrize("node", some, indirect=True, scope="module", ids=str)
 
 
-@pytest.fixture(scope="module", params=[name for driver in DRIVERS for name in (driver, f"{driver}-15")])
+newest = on(NEWEST)
+
+
+@pytest.fixture(scope="module", params=CELLS, ids=str)
 def node(request: pytest.FixtureRequest) -> Iterator[tuple[str, PostgresNode]]:
-    driver, _, version = request.param.partition("-")
-    pg_bin = Path(f"/usr/lib/postgresql/{version}/bin") if version else None
-    if pg_bin is not None and not pg_bin.exists():
-        lacks(f"needs PostgreSQL {version} in {pg_bin}")
-    if driver == "btrfs":
-        directory = request.getfixturevalue("btrfs") / f"server{version}"
-        directory.mkdir(mode=0o711)
-        make_pgdata_subvolume(directory / "pgdata")
-        with PostgresNode.start_new(directory, pg_bin=pg_bin) as made:
-            yield driver, made
-    elif driver == "reflink":
-        directory = request.getfixturevalue("xfs") / f"server{version}"
-        directory.mkdir(mode=0o711)
-        with PostgresNode.start_new(directory, pg_bin=pg_bin) as made:
-            yield driver, made
-    else:
-        with open_directory() as directory, PostgresNode.start_new(directory, pg_bin=pg_bin) as made:
-            yield driver, made
+    cell = request.param
+    if cell.pg_bin is not None and not cell.pg_bin.exists():
+        lacks(f"needs PostgreSQL {cell.release} in {cell.pg_bin}")
+    with server(cell, request.getfixturevalue(cell.file_system)) as made:
+        yield cell.driver, made
 
 
 @pytest.fixture
 def place(node: tuple[str, PostgresNode], tmp_path: Path) -> Place:
-    driver, server = node
-    name = f"soul{next(_numbers)}"
-    server.run("psql", "-qc", f"create database {name}", "postgres")
-    soul_data.make(server.url(name))
-    return Place(driver, server, server.url(name), tmp_path)
+    return Place.made(*node, tmp_path)
 
 
+def test_the_cells_hold_every_pair_of_values() -> None:
+    def pairs(some: list[Cell]) -> set[tuple[object, object]]:
+        return {pair for cell in some
+                for pair in itertools.combinations((cell.driver, cell.release, cell.file_system), 2)}
+
+    assert pairs(CELLS + MORE) == pairs(cells.fitting())
+    assert {(cell.driver, cell.release) for cell in CELLS} == set(itertools.product(DRIVERS, cells.RELEASES))
+
+
+@on(CELLS + MORE)
 def test_the_soul_comes_back_as_it_was_in_the_window(place: Place) -> None:
-    soul = place.soul()
-    warned = soul.preflight()
-    assert any("app.total" in warning for warning in warned) == (place.driver == "dump")
-    folder = place.into / "soul"
-    name = f"c{next(_numbers)}"
-    with soul.capturing(name, folder) as capture:
-        with soul_data.load(place.url):
-            time.sleep(0.3)
-        if place.driver == "dump":
-            _run(place.url, "REFRESH MATERIALIZED VIEW app.total")
-        capture.begin()
-        capture.take()
-        frozen = soul_data.picture(place.url)
-        capture.end()
-        with soul_data.load(place.url):
-            time.sleep(0.3)  # what is written now must not come back
-            facts = capture.finish()
-    assert soul.verify(facts, folder, deep=True) == []
-    soul_data.ruin(place.url)
-    assert not [key for key, value in soul_data.picture(place.url).items()
-                if frozen.get(key) == value and key in ("app.account", "app.load", "app.busy", "portrait")]
-
-    staged = place.staged(soul, facts, folder, name)
-    ruined = soul_data.picture(place.url)
-    assert ruined != frozen, "nothing staged may be visible"
-    soul.shut_out()
-    soul.switch(staged)
-    soul.check(facts, 9, name)
-    soul.let_in()
-
-    assert soul_data.picture(place.url) == frozen
-    with connect(place.url) as connection:
-        known = witness.read(connection)
-    assert known is not None
-    assert (known.state, known.generation, known.restored, known.journal) == ("restoring", 9, 9, name)
-    assert facts.generation == 1
+    trip = travel(place)
+    assert trip.wrong == ()
+    assert any("app.total" in warning for warning in trip.warned) == (place.driver == "dump")
 
 
 @newest
@@ -143,7 +83,7 @@ def test_every_step_may_be_done_twice_and_undone(place: Place) -> None:
     facts, folder = place.captured(soul)
     soul_data.ruin(place.url)
     ruined = soul_data.picture(place.url)
-    ticket = f"t{next(_numbers)}"
+    ticket = unique("t")
     place.staged(soul, facts, folder, ticket)
     staged = place.staged(soul, facts, folder, ticket)
     for _ in range(2):
@@ -168,7 +108,7 @@ def test_a_kill_in_the_middle_of_staging_leaves_nothing_that_the_plan_does_not_n
     soul = place.soul()
     facts, folder = place.captured(soul)
     before = soul_data.picture(place.url)
-    ticket = f"t{next(_numbers)}"
+    ticket = unique("t")
     plan = soul.plan_stage(facts, ticket)
     soul.stage(facts, folder, ticket)
     fresh = Soul.reopen(Ground(url=place.url, pg_bin=place.node.pg_bin), place.driver, plan)
@@ -177,13 +117,35 @@ def test_a_kill_in_the_middle_of_staging_leaves_nothing_that_the_plan_does_not_n
     assert soul_data.picture(place.url) == before
 
 
+@on([cell for cell in NEWEST if cell.driver in ("reflink", "pitr")])  # others make no copy by file
+@pytest.mark.parametrize("later", [0, 1])
+def test_a_copy_that_is_no_cluster_yet_is_removed_like_any(place: Place, later: int) -> None:
+    soul = place.soul()
+    facts, folder = place.captured(soul)
+    ticket = unique("t")
+    plan = soul.plan_stage(facts, ticket)
+    seen: list[str] = []
+
+    def kill_soon(event: str, arguments: tuple[object, ...]) -> None:
+        if seen or (event == "open" and arguments[0] == "PG_VERSION" and int(str(arguments[2])) & os.O_CREAT):
+            seen.append(event)
+            if len(seen) > later:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    _killed_after(30, lambda: (sys.addaudithook(kill_soon), soul.stage(facts, folder, ticket)))
+    assert _left(place, ticket)
+    fresh = Soul.reopen(Ground(url=place.url, pg_bin=place.node.pg_bin), place.driver, plan)
+    fresh.discard_stage(plan)
+    assert _left(place, ticket) == []
+
+
 @newest
 def test_what_was_displaced_can_be_sealed_and_restored_again(place: Place) -> None:
     soul = place.soul()
     facts, folder = place.captured(soul)
     soul_data.ruin(place.url)
     ruined = soul_data.picture(place.url)
-    first, second = f"t{next(_numbers)}", f"t{next(_numbers)}"
+    first, second = unique("t"), unique("t")
     staged = place.staged(soul, facts, folder, first)
     soul.shut_out()
     soul.switch(staged)
@@ -213,7 +175,7 @@ def test_a_switch_can_be_undone_after_the_displaced_was_named(place: Place) -> N
     facts, folder = place.captured(soul)
     soul_data.ruin(place.url)
     ruined = soul_data.picture(place.url)
-    staged = place.staged(soul, facts, folder, ticket := f"t{next(_numbers)}")
+    staged = place.staged(soul, facts, folder, ticket := unique("t"))
     soul.switch(staged)
     soul.displaced(staged, facts)
     soul.switch_back(staged)
@@ -228,7 +190,7 @@ def test_no_switch_without_staged_data(place: Place) -> None:
     soul = place.soul()
     facts, folder = place.captured(soul)
     before = soul_data.picture(place.url)
-    staged = soul.stage(facts, folder, f"t{next(_numbers)}")
+    staged = soul.stage(facts, folder, unique("t"))
     soul.discard_stage(staged)
     with pytest.raises(Refused):
         soul.switch(staged)
@@ -251,15 +213,16 @@ def test_staged_data_lacking_a_sequence_are_damage(place: Place) -> None:
     with connect(place.url) as connection:
         rows(connection, "CREATE SEQUENCE app.too_late")
     later, _ = place.captured(soul)
-    staged = soul.stage(facts, folder, f"t{next(_numbers)}")
+    staged = soul.stage(facts, folder, unique("t"))
     with pytest.raises(Damage, match="too_late"):
         soul.animate(staged, facts=later, generation=2, signature="", repos={}, journal="t")
     soul.discard_stage(staged)
 
 
+@newest
 def test_commits_that_did_not_wait_for_the_disk_are_kept(place: Place) -> None:
     soul = place.soul()
-    with soul.capturing(name := f"c{next(_numbers)}", folder := place.into / "soul") as capture:
+    with soul.capturing(name := unique("c"), folder := place.into / "soul") as capture:
         with connect(place.url) as connection:
             rows(connection, "SET synchronous_commit TO off")
             for n in range(50):
@@ -275,10 +238,11 @@ def test_commits_that_did_not_wait_for_the_disk_are_kept(place: Place) -> None:
         assert rows(connection, "SELECT count(*) FROM app.empty") == [(50,)]
 
 
+@newest
 def test_a_failed_capture_leaves_nothing_and_tells_the_first_error(place: Place) -> None:
     soul = place.soul()
     folder = place.into / "soul"
-    with pytest.raises(ZeroDivisionError), soul.capturing(name := f"c{next(_numbers)}", folder) as capture:
+    with pytest.raises(ZeroDivisionError), soul.capturing(name := unique("c"), folder) as capture:
         capture.begin()
         capture.take()
         raise ZeroDivisionError
@@ -301,7 +265,7 @@ def test_a_server_that_dies_in_a_capture_seals_nothing_and_leaves_nothing(place:
     for moment in range(3):
         before = soul_data.picture(place.url)
         folder = place.into / str(moment) / "soul"
-        with pytest.raises((Away, Refused)), soul.capturing(name := f"c{next(_numbers)}", folder) as capture:
+        with pytest.raises((Away, Refused)), soul.capturing(name := unique("c"), folder) as capture:
             try:
                 for number, act in enumerate((capture.begin, capture.take, capture.end)):
                     if number == moment:
@@ -321,7 +285,7 @@ def test_ddl_right_after_the_capture_loses_nothing(place: Place) -> None:
     soul = place.soul()
     frozen = soul_data.picture(place.url)
     folder = place.into / "soul"
-    with soul.capturing(name := f"c{next(_numbers)}", folder) as capture:
+    with soul.capturing(name := unique("c"), folder) as capture:
         capture.begin()
         capture.take()
         capture.end()
@@ -337,6 +301,7 @@ def test_ddl_right_after_the_capture_loses_nothing(place: Place) -> None:
     assert soul_data.picture(place.url) == frozen
 
 
+@newest
 def test_unlogged_tables_are_refused_or_kept(place: Place) -> None:
     soul = place.soul()
     _run(place.url, "INSERT INTO app.scratch SELECT generate_series(1, 1000)")
@@ -347,7 +312,7 @@ def test_unlogged_tables_are_refused_or_kept(place: Place) -> None:
         return
     soul.preflight()
     facts, folder = place.captured(soul)
-    staged = place.staged(soul, facts, folder, f"t{next(_numbers)}")
+    staged = place.staged(soul, facts, folder, unique("t"))
     soul.switch(staged)
     soul.let_in()
     with connect(place.url) as connection:
@@ -362,7 +327,7 @@ def test_a_kill_at_any_point_of_a_switch_leaves_a_way_on_and_a_way_back(place: P
     facts, folder = place.captured(soul)
     soul_data.ruin(place.url)
     ruined = soul_data.picture(place.url)
-    staged = place.staged(soul, facts, folder, f"t{next(_numbers)}")
+    staged = place.staged(soul, facts, folder, unique("t"))
     began = time.perf_counter()
     soul.switch(staged)
     length_s = time.perf_counter() - began
@@ -383,6 +348,26 @@ def test_a_kill_at_any_point_of_a_switch_leaves_a_way_on_and_a_way_back(place: P
     assert outcomes == {"old", "new"}
 
 
+@on([cell for cell in NEWEST if cell.driver == "pitr"])
+@pytest.mark.parametrize("word", ["stop", "start"])
+def test_a_pg_ctl_that_outlives_its_switch_misleads_nobody(place: Place, word: str) -> None:
+    """It is about to stop the server, or to start one in a PGDATA that is exchanged meanwhile."""
+    soul = place.soul()
+    facts, folder = place.captured(soul)
+    staged = place.staged(soul, facts, folder, unique("t"))
+    for delay_s in (0.0, 0.003, 0.006, 0.009, 0.012, 0.016, 0.02):
+        def kill_soon(event: str, arguments: tuple[Any, ...], delay_s: float = delay_s) -> None:
+            if event == "subprocess.Popen" and word in arguments[1]:
+                threading.Timer(delay_s, os.kill, [os.getpid(), signal.SIGKILL]).start()
+
+        _killed_after(30, lambda hook=kill_soon: (sys.addaudithook(hook), soul.switch(staged)))  # type: ignore[misc]
+        fresh = Soul.reopen(Ground(url=place.url, pg_bin=place.node.pg_bin), place.driver, staged)
+        fresh.switch_back(staged)
+        with connect(place.url) as connection:
+            assert rows(connection, "SELECT count(*) > 0 FROM app.account") == [(True,)]
+        assert fresh.driver.standing() == []
+
+
 @newest
 def test_the_server_is_stopped_and_started_by_the_users_own_commands(place: Place, tmp_path: Path) -> None:
     if place.driver == "dump":
@@ -400,7 +385,7 @@ def test_the_server_is_stopped_and_started_by_the_users_own_commands(place: Plac
     facts, folder = place.captured(soul)
     frozen = soul_data.picture(place.url)
     soul_data.ruin(place.url)
-    staged = place.staged(soul, facts, folder, f"t{next(_numbers)}")
+    staged = place.staged(soul, facts, folder, unique("t"))
     soul.switch(staged)
     assert traced.exists()
     assert soul.driver.standing() == []
@@ -430,7 +415,7 @@ def test_a_server_without_its_lock_file_yet_is_stopped_too(place: Place) -> None
 def test_clients_can_connect_again_at_once_after_the_switch(place: Place) -> None:
     soul = place.soul()
     facts, folder = place.captured(soul)
-    staged = place.staged(soul, facts, folder, f"t{next(_numbers)}")
+    staged = place.staged(soul, facts, folder, unique("t"))
     with psycopg.connect(place.url) as client:
         client.execute("SELECT 1")
         soul.shut_out()
@@ -443,14 +428,18 @@ def test_clients_can_connect_again_at_once_after_the_switch(place: Place) -> Non
 
 
 def _killed_after(delay_s: float, act: Callable[[], object]) -> None:
-    """Run ``act`` in a forked child and end it with SIGKILL after ``delay_s``."""
+    """Run ``act`` in a forked child and end it with SIGKILL after ``delay_s``, unless it has ended."""
     child = os.fork()
     if child == 0:
         try:
             act()
         finally:
             os._exit(0)
-    time.sleep(delay_s)
+    deadline = time.monotonic() + delay_s
+    while time.monotonic() < deadline:
+        if os.waitpid(child, os.WNOHANG) != (0, 0):
+            return
+        time.sleep(0.001)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
 

@@ -67,7 +67,7 @@ def check_new_pair(
 ) -> None:
     """Check that all tasks, those of before too, ran on the pair that came back, and none in the old worker."""
     publish(redis_url, _COUNT, first=tag)
-    fresh = workers.start("fresh", pool="solo")
+    fresh = workers.start("fresh", pool="solo", environment={"LYCH_QUEUE_POLICY": "keep"})
     wait_until(lambda: len(workers.ends()) == 2 * _COUNT)
     assert {one["pid"] for one in workers.starts()} == {fresh.pid}
     assert fresh.pid != old.pid

@@ -77,7 +77,7 @@ def stopped(pid: int | None, *, whole: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def frozen_by(federation: Federation, ring: Callable[[str], None] = lambda _act: None) -> Iterator[
+def frozen_by(federation: Federation, ring: freeze.Ring = lambda _act, _epoch: None) -> Iterator[
     tuple[freeze.Freeze, Callable[[], FreezeFacts]]
 ]:
     """Freeze as a checkpoint would."""
@@ -127,7 +127,8 @@ def test_redis_restarted_empty_in_every_phase(
 
         facts, broken = None, ""
         try:
-            with frozen_by(federation, lambda act: empty_in({"freeze": "freezing"}.get(act, act))) as (frozen, thaw):
+            with frozen_by(federation, lambda act, _: empty_in("freezing" if act == "freeze" else act)) as (
+                frozen, thaw):
                 frozen.wait_for_acks()
                 empty_in("draining")
                 frozen.drain()

@@ -23,7 +23,7 @@ from lych_checkpoint import freeze
 from lych_checkpoint.federation import Federation
 from lych_checkpoint.settings import Settings
 federation = Federation(Settings.load())
-with freeze.thawing(federation.store(), federation.terms("checkpoint", "a test"), lambda act: None) as (frozen, thaw):
+with freeze.thawing(federation.store(), federation.terms("checkpoint", "a test"), lambda *_: None) as (frozen, thaw):
     frozen.wait_for_acks()
     frozen.drain()
     print("window", flush=True)
@@ -126,7 +126,7 @@ def test_worker_that_does_not_ack_is_named_and_everyone_is_thawed(
 def test_long_task_stops_the_drain_and_is_named(lych: Lych, workers: Workers, client: Celery) -> None:
     assert lych("init").code == 0
     workers.start("busy")
-    task = client.send_task("nap", args=[6], kwargs={"tag": "long"})
+    task = client.send_task("nap", args=[10], kwargs={"tag": "long"})
     wait_until(lambda: workers.starts())
     answer = lych("create", "--here", "--json", LYCH_DRAIN_TIMEOUT_S="1")
     assert answer.code == 4
@@ -139,7 +139,7 @@ def test_long_task_stops_the_drain_and_is_named(lych: Lych, workers: Workers, cl
 def test_exempt_task_is_not_drained(lych: Lych, workers: Workers, client: Celery) -> None:
     assert lych("init").code == 0
     workers.start("busy")
-    client.send_task("exempt_nap", args=[8], kwargs={"tag": "long"})
+    client.send_task("exempt_nap", args=[12], kwargs={"tag": "long"})
     wait_until(lambda: workers.starts())
     assert lych("create", "--here", "--json", LYCH_DRAIN_TIMEOUT_S="2").code == 0
     assert not workers.ends()
@@ -174,7 +174,7 @@ def test_status_tells_who_froze_why_and_for_how_long(lych: Lych, workers: Worker
     assert lych("status", "--json").json["state"] == "frozen"
     assert lych("thaw").code == 0
     assert lych("status", "--json").json == {"schema": 1, "state": "thawed", "freeze": None, "restore": None,
-                                             "workers": lych("status", "--json").json["workers"]}
+                                             "quarantined": 0, "workers": lych("status", "--json").json["workers"]}
 
 
 def test_broker_without_fanout_is_refused(lych: Lych, lych_environment: dict[str, str], tmp_path: Path) -> None:

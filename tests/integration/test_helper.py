@@ -17,8 +17,18 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from lych_checkpoint import inspection, status
+from lych_checkpoint.coordinator import Request, create
+from lych_checkpoint.doctor import doctor
+from lych_checkpoint.drivers.base import Ground
+from lych_checkpoint.drivers.reflink import ReflinkDriver
+from lych_checkpoint.federation import Federation
+from lych_checkpoint.settings import Settings
+from lych_checkpoint.setup import init
+from lych_checkpoint.soul import Soul
 from ops.servers.filesystems import make_pgdata_subvolume
 from ops.servers.postgres import PostgresNode
+from tests.fixtures import killed
 from tests.fixtures.client import wait_until
 from tests.fixtures.lacking import lacks, need_root
 from tests.fixtures.places import open_directory
@@ -53,13 +63,22 @@ class Two:
     within: tuple[str, ...]
     helper: Path
     config: Path
+    work: Path
+    home: Path
 
-    def lych(self, *argv: str, user: int = _WORKER, wait: bool = True) -> Answer | subprocess.Popen[str]:
+    @property
+    def checkpoints(self) -> Path:
+        """Where the vault keeps them, as seen from outside."""
+        return self.work / "vault" / "checkpoints"
+
+    def lych(
+        self, *argv: str, user: int = _WORKER, wait: bool = True, **environment: str
+    ) -> Answer | subprocess.Popen[str]:
         """Run `lych-checkpoint` as ``user``."""
         command = [*self.within, str(user), "-m", "lych_checkpoint", *argv]
         kept = {name: value for name, value in os.environ.items() if not name.startswith("LYCH_")}
-        child = subprocess.Popen(command, env={**kept, **self.environment}, cwd="/", stdin=subprocess.DEVNULL,
-                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        child = subprocess.Popen(command, env={**kept, **self.environment, **environment}, cwd="/",
+                                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         if not wait:
             return child
         out, err = child.communicate(timeout=120)
@@ -72,13 +91,37 @@ class Two:
                               capture_output=True, text=True, timeout=60, check=False)
         return json.loads(done.stdout)
 
+    def killed(self, step: str, user: int) -> None:
+        """Run a create that kills itself at ``step``, see `tests.fixtures.killed`; of root in a fork of ours."""
+        if user == 0:
+            status = killed.fork(self.federation(), step)
+        else:
+            command = [*self.within, str(user), "-m", "tests.fixtures.killed", step]
+            kept = {name: value for name, value in os.environ.items() if not name.startswith("LYCH_")}
+            status = subprocess.run(command, env={**kept, **self.environment}, cwd="/", timeout=120, check=False,
+                                    capture_output=True).returncode
+        assert status == -signal.SIGKILL, step
+
+    def federation(self) -> Federation:
+        """Open it in this process, as root and without its mounts."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self.environment.items():
+                if name.startswith("LYCH_"):
+                    patch.setenv(name, value.replace(str(self.home / "work"), str(self.work)))
+            return Federation(Settings.load())
+
     def copies(self) -> list[str]:
         """What lies beside PGDATA."""
         shelf = self.node.pgdata.parent / f".lych-{self.node.pgdata.name}"
         return sorted(path.name for path in shelf.iterdir()) if shelf.exists() else []
 
+    def captured(self) -> set[str]:
+        """What lies there of checkpoints: all but what `pitr` shares among them."""
+        return {name.removesuffix(".json").removesuffix(".making") for name in self.copies()
+                if not name.startswith(("base", "wal-"))}
 
-@pytest.fixture(params=["btrfs", "reflink"])
+
+@pytest.fixture(params=["btrfs", "reflink", "pitr"])
 def two(
     request: pytest.FixtureRequest, federation_root: Path, redis_url: str,
 ) -> Iterator[Two]:
@@ -86,7 +129,7 @@ def two(
     need_root()
     if shutil.which("gcc") is None or shutil.which("setpriv") is None:
         lacks("needs gcc and setpriv")
-    disk: Path = request.getfixturevalue({"btrfs": "btrfs", "reflink": "xfs"}[request.param])
+    disk: Path = request.getfixturevalue({"btrfs": "btrfs", "reflink": "xfs", "pitr": "ext4"}[request.param])
     with ExitStack() as stack:
         home = stack.enter_context(open_directory())
         cluster = disk / f"of the owner {request.node.name}"
@@ -125,7 +168,7 @@ def two(
             "LYCH_DATABASE_URL": node.url("soul"), "LYCH_ROOT": str(home / "work" / federation_root.name),
             "LYCH_VAULT": str(home / "work" / "vault"), "LYCH_PGDATA": str(node.pgdata),
             "LYCH_PG_BIN": str(node.pg_bin), "LYCH_DRIVER": request.param, "LYCH_HELPER": json.dumps([str(helper)]),
-        }, within, helper, config)
+        }, within, helper, config, federation_root.parent, home)
 
 
 def test_capture_by_the_helper_and_restore_by_root(two: Two, federation_root: Path) -> None:
@@ -181,10 +224,102 @@ def test_the_helper_believes_nobody(two: Two, tmp_path: Path) -> None:
     assert "others may write it" in refused.json["error"]["what"]
 
 
+@pytest.mark.parametrize("user", [_WORKER, 0], ids=["helped", "direct"])
+def test_any_step_of_a_create_may_be_its_last(two: Two, user: int) -> None:
+    assert two.lych("init").code == 0
+    driver = two.environment["LYCH_DRIVER"]
+    # A helper whose caller dies takes back itself what it did not finish.
+    leaves = {"finish": 1, "publish": 1} if user else {
+        **({"base": 1} if driver == "pitr" else {}),
+        "claim": 1, "take": 1, "capture": 1, "finish": 1, "seal": 1, "publish": 1}
+    sealed = []
+    for step in leaves:
+        two.killed(step, user)
+        if step in ("take", "capture"):
+            status.thaw(two.federation(), force=True)
+        sealed = two.federation().vault.ids()
+        assert len(sealed) == (step == "publish")
+        # No more than this one's: what the one before it left went before this one began.
+        wait_until(lambda step=step: len(two.captured()) == leaves[step])
+    made = two.lych("create", "--here", "--json").json if user else create(two.federation(), Request())
+    assert two.captured() == {*sealed, made["id"]}
+    assert [name for name in two.copies() if name.endswith(".making")] == []
+    inspection.verify(two.federation(), sealed[0])
+    assert len([name for name in two.copies() if name.startswith("base-")]) == (driver == "pitr")
+    assert list(two.checkpoints.glob("*.partial")) == []
+
+
+@pytest.mark.parametrize("two", ["reflink"], indirect=True)
+def test_what_another_driver_left_is_named_and_not_touched(two: Two) -> None:
+    init(two.federation())
+
+    def doctor_says() -> dict[str, str]:
+        return {one.what: one.mend for one in doctor(two.federation()) if one.what.startswith("a create that died")}
+
+    two.killed("finish", 0)
+    (left,) = two.captured()
+    what = f"a create that died left {left} beside PGDATA, by the driver reflink"
+    assert doctor_says() == {what: "lych-checkpoint create"}
+    shutil.rmtree(two.checkpoints / f"{left}.partial")
+    two.environment["LYCH_DRIVER"] = "dump"
+    create(two.federation(), Request())
+    assert two.captured() == {left}
+    assert doctor_says() == {what: "LYCH_DRIVER=reflink lych-checkpoint create"}
+    # Nor is it touched for another vault: that one may hold it sealed.
+    ours = two.environment["LYCH_VAULT"]
+    shutil.copytree(two.checkpoints.parent, two.checkpoints.parent.with_name("other"))
+    two.environment.update(LYCH_DRIVER="reflink", LYCH_VAULT=ours.replace("vault", "other"))
+    assert doctor_says() == {}
+    theirs = create(two.federation(), Request())["id"]
+    assert two.captured() == {left, theirs}
+    two.environment["LYCH_VAULT"] = ours
+    made = create(two.federation(), Request())["id"]
+    assert two.captured() == {made, theirs}
+    assert doctor_says() == {}
+
+
+@pytest.mark.parametrize("two", ["pitr"], indirect=True)
+def test_a_base_that_was_not_done_is_taken_back_with_its_slot(two: Two) -> None:
+    init(two.federation())
+    two.killed("base", 0)
+    (left,) = two.captured()
+    assert [name[:5] for name in two.copies()].count("base-") == 1
+    assert [one.what for one in doctor(two.federation()) if left in one.what] == [
+        f"a create that died left {left} beside PGDATA, by the driver pitr"]
+    with psycopg.connect(two.url, autocommit=True) as connection:
+        def slots() -> int:
+            return connection.execute("select count(*) from pg_replication_slots").fetchone()[0]
+
+        assert slots() == 1
+        federation = two.federation()
+        Soul.open(federation.ground(), "pitr", "refuse").sweep(federation.vault.ids)
+        assert (two.copies(), slots()) == ([], 0)
+        made = create(two.federation(), Request())["id"]
+        two.killed("finish", 0)
+        Soul.open(federation.ground(), "pitr", "refuse").sweep(federation.vault.ids)
+        assert (two.captured(), slots()) == ({made}, 1)
+    inspection.verify(federation, made)
+
+
+@pytest.mark.parametrize("two", ["reflink"], indirect=True)
+def test_what_a_living_create_makes_is_not_taken_back(two: Two) -> None:
+    ground = Ground(url=two.url, pgdata=two.node.pgdata, pg_bin=two.node.pg_bin, owner="the vault")
+    making, other = ReflinkDriver(ground), ReflinkDriver(ground)
+    making.prepare("one", Path(os.devnull))
+    assert other.begun() == {}
+    other.take_back("one", sealed=False)
+    assert two.captured() == {"one"}
+    making.capture()
+    making.finish()
+    assert other.begun() == {}
+    making.abort()
+    assert two.captured() == set()
+
+
 def test_what_a_killed_caller_began_is_taken_back(two: Two) -> None:
     assert two.lych("init").code == 0
     before = two.copies()
-    for after_s in (1.0, 1.5, 2.0, 2.5):
+    for after_s in (1.5, 2.5):
         child = two.lych("create", "--here", wait=False)
         time.sleep(after_s)
         child.send_signal(signal.SIGKILL)
@@ -192,4 +327,6 @@ def test_what_a_killed_caller_began_is_taken_back(two: Two) -> None:
     made = two.lych("create", "--here", "--json")
     assert made.code == 0, made.out
     sealed = {one["id"] for one in two.lych("list", "--json").json["checkpoints"]}
-    wait_until(lambda: {name.removesuffix(".json") for name in two.copies()} - set(before) == sealed)
+    wait_until(lambda: two.captured() - set(before) == sealed)
+    bases = [name for name in two.copies() if name.startswith("base-")]
+    assert len(bases) == (two.environment["LYCH_DRIVER"] == "pitr")

@@ -28,7 +28,7 @@ def start(workers: Workers) -> Iterator[Callable[..., CeleryProcess]]:
 
     def started(host: OtherHost, *, wait: bool = True, **environment: str) -> CeleryProcess:
         running.append(workers.start(host.name, pool="solo", wait=False, within=host.within,
-                                     environment={**host.environment, **environment}))
+                                     environment={"LYCH_QUEUE_POLICY": "keep", **host.environment, **environment}))
         return running[-1].wait_ready(60) if wait else running[-1]
 
     yield started

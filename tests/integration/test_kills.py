@@ -11,8 +11,8 @@ from ops.servers.child import ServerError
 from tests.fixtures.lacking import lacks
 
 _SEED = 7
-#: `reflink` restores as `btrfs` does, with slower copies.
-_SAMPLES = {"btrfs": 16, "reflink": 8, "dump": 16}
+#: `reflink` and `pitr` restore as `btrfs` does, with slower copies.
+_SAMPLES = {"btrfs": 12, "reflink": 8, "pitr": 8, "dump": 12}
 
 
 @pytest.mark.parametrize("driver", DRIVERS)

@@ -107,7 +107,7 @@ def terms(**changes: Any) -> freeze.Terms:
                            "drain_timeout_s": 1.0, "gone_after_s": 300.0, **changes})
 
 
-def silent(_act: str) -> None:
+def silent(_act: str, _epoch: int) -> None:
     """A control bell that nobody hears."""
 
 
@@ -230,11 +230,12 @@ def test_worker_that_registers_late_is_looked_at_too(store: Store, worker: Calla
     with pytest.raises(FreezeError, match="late: no ack"), \
             freeze.thawing(store, terms(ack_timeout_s=0.5), silent) as (frozen, _thaw):
         for boot in roster.entries(store):
-            roster.ack(store, frozen.epoch, frozen.token, boot, store.now_ms() + 5000,
-                       roster.Ack(in_flight=(), tasks={}, exempt=(), broken=False))
+            roster.ack(store, boot, roster.Claim(
+                token=frozen.token, epoch=frozen.epoch, until_ms=store.now_ms() + 5000,
+                ack=roster.Ack(in_flight=(), tasks={}, exempt=(), broken=False)))
         frozen.wait_for_acks()
         frozen.drain()
-        roster.beat(store, late.member._described(), "")
+        roster.beat(store, late.member._described())
         frozen.confirm()
 
 

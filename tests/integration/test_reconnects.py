@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable
 
@@ -75,6 +78,31 @@ def test_rabbitmq_is_killed_and_started_again_in_a_freeze(pool: str, yard: Open,
     federation.check_quiet()
     federation.check_once(60)
     check_consumes(federation, pool, consumed)
+
+
+@pytest.mark.parametrize("then", [signal.SIGCONT, signal.SIGKILL])
+def test_job_that_celery_forgot_is_waited_for(then: signal.Signals, yard: Open, redis_url: str) -> None:
+    """It lies in the pipe to a child; when that one is killed, its successor takes the pipe over and runs the job."""
+    federation = yard()
+    federation.start(concurrency=1)
+    federation.settle(1)
+    federation.walks(range(1))
+    federation.wait_for("end", 1)
+    child = federation.stamps("end")[0].pid
+    os.kill(child, signal.SIGSTOP)
+    federation.walks(range(1, 2), 0.5)
+    time.sleep(1)  # nobody tells when it lies there
+    cut_all(redis_url)
+    wait_until(federation.consumed)
+    later = threading.Timer(1, os.kill, (child, then))
+    later.start()
+    with federation.freeze():
+        assert {one.tag for one in federation.stamps("end")} == {"0", "1"}  # perhaps twice: it is delivered again
+        time.sleep(1)
+    later.join()
+    federation.check_quiet()
+    with federation.freeze(drain_s=2):
+        pass
 
 
 def test_connections_are_cut_while_children_are_being_replaced(yard: Open, redis_url: str) -> None:

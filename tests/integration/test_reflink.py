@@ -94,7 +94,8 @@ def test_a_copy_that_finds_no_room_leaves_nothing(node: PostgresNode, ground: Gr
             pass
 
     failed = in_child(capture, largest_file_bytes=largest)
-    assert isinstance(failed, OSError)
+    assert isinstance(failed, Refused)
+    assert failed.code == "no-room"
     assert list((node.pgdata.parent / ".lych-pgdata").iterdir()) == []
     with connect(node.url()) as connection:
         wait_until(lambda: rows(connection, "SELECT count(*) FROM pg_replication_slots") == [(0,)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from ops.servers.child import ServerError
 from ops.servers.filesystems import make_pgdata_subvolume
 from ops.servers.postgres import PostgresNode
 from tests.fixtures.client import wait_until
-from tests.fixtures.federation import commit
+from tests.fixtures.federation import commit, make_repository
 from tests.fixtures.lacking import lacks, need_root
 from tests.fixtures.workers import Lych, Workers
 
@@ -105,6 +106,29 @@ def test_a_rehearsal_checks_the_pair_aside_and_leaves_only_a_note(
     listed = lych("list", "--json").json["checkpoints"][0]["rehearsed"]
     assert listed == {"at": said.json["at"], "ok": True}
     inspection.verify(federation, one)  # the note is no part of what was sealed
+
+
+@pytest.mark.parametrize("soul", ["dump"], indirect=True)
+def test_a_core_that_is_the_root_itself_is_rehearsed_too(
+    opened: Opened, lych: Lych, federation_root: Path, database: str,
+) -> None:
+    make_repository(federation_root / "the whole", {".gitignore": "extensions/\n", "core/README": "the core\n"})
+    for path in (federation_root / "core", federation_root / "extensions/beta"):
+        shutil.rmtree(path)
+    root = federation_root / "the whole"
+    (federation_root / "extensions").rename(root / "extensions")
+    federation = opened(LYCH_ROOT=str(root), LYCH_CORE=".")
+    fill(database)
+    coordinator.create(federation, coordinator.Request())
+    commit(root, {"core/README": "changed\n"})
+    said = lych("rehearse", "--json", LYCH_REHEARSE=json.dumps([sys.executable, "-c", CHECK]), LYCH_ROOT=str(root),
+                LYCH_CORE=".")
+    assert said.code == 0, said.out
+    assert (said.json["ok"], said.json["gate"], said.json["command"]) == (True, "aligned", "passed")
+    output = (federation.vault.root / "notes" / f"rehearsal-{said.json['checkpoint']}.log").read_text().split()
+    assert output[:3] == ["100", "the", "core"]
+    assert traces(federation, root) == []
+    assert (root / "core/README").read_text() == "changed\n"
 
 
 @pytest.mark.parametrize("soul", ["dump"], indirect=True)

@@ -42,7 +42,7 @@ def notes(url: str, key: str) -> list[dict[str, Any]]:
 def freeze_once(federation: Federation, hold_s: float, within: Callable[[], None] = lambda: None) -> FreezeFacts:
     """Freeze as a checkpoint would, hold, confirm, thaw."""
     terms = federation.terms(freeze.CHECKPOINT, "a test")
-    with freeze.thawing(federation.store(), terms, lambda _act: None) as (frozen, thaw):
+    with freeze.thawing(federation.store(), terms, lambda _act, _epoch: None) as (frozen, thaw):
         frozen.wait_for_acks()
         frozen.drain()
         within()

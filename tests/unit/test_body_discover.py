@@ -104,3 +104,14 @@ def test_two_paths_to_one_repository(federation_root: Path) -> None:
     (federation_root / "extensions/link").unlink()
     git(federation_root / "core", "worktree", "add", "-q", str(federation_root / "extensions/tree"))
     assert refusal(federation_root).code == "shared-repository"
+
+
+def test_repositories_that_no_setting_names_are_told(federation_root: Path) -> None:
+    for path in ("other", "plugins/new", "extensions/gamma", ".lych-stage/t1", "a/b/too/deep"):
+        make_repository(federation_root / path, {"a": ""})
+    make_repository(federation_root / "core/inside", {"a": ""})
+    assert body.strays(federation_root, "core", GLOB) == ["other", "plugins/new"]
+    assert body.strays(federation_root, "core", ("extensions/alpha", "!other", "!plugins/*")) == [
+        "extensions/beta", "extensions/gamma"]
+    git(federation_root, "init", "-q", ".")
+    assert body.strays(federation_root, ".", ()) == []

@@ -164,5 +164,5 @@ def test_safe_names_are_unique_and_stay_in_their_directory() -> None:
 
 def test_a_file_that_is_no_bundle_brings_nothing(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"\0\1\2")
-    assert bundles.tip(tmp_path / "x") != "0" * 40
-    assert bundles.tip(tmp_path / "none") == ""
+    assert bundles.header(tmp_path / "x").tip != "0" * 40
+    assert bundles.header(tmp_path / "none").tip == ""

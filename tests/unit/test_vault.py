@@ -109,9 +109,18 @@ def test_leftovers_are_no_checkpoints_and_are_swept(vault: Vault) -> None:
     (left / "body").mkdir(parents=True)
     (left / "seal").write_text("even with a seal in it")
     assert vault.ids() == [sealed]
-    assert vault.sweep() == [left.name]
-    assert not left.exists()
-    assert vault.sweep() == []
+    let_go: list[str] = []
+
+    def fail(name: str) -> None:
+        let_go.append(name)
+        raise KeyError(name)
+
+    with pytest.raises(KeyError):
+        vault.sweep(fail)
+    assert vault.sweep(let_go.append) == [f"{left.name}.swept.partial"]
+    assert vault.sweep(let_go.append) == []
+    assert let_go == ["20200101T000000000000Z-000000"] * 2
+    assert vault.ids() == [path.name for path in left.parent.iterdir()] == [sealed]
 
 
 def test_an_attempt_may_be_made_again_after_a_kill(vault: Vault) -> None:

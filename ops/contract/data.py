@@ -23,6 +23,7 @@ CREATE TABLE app."odd ""name é" (k serial PRIMARY KEY, b bytea, twice int GENER
 CREATE TABLE app.event (day date NOT NULL, what text) PARTITION BY RANGE (day);
 CREATE TABLE app.event_old PARTITION OF app.event FOR VALUES FROM (MINVALUE) TO ('2026-01-01');
 CREATE TABLE app.event_new PARTITION OF app.event FOR VALUES FROM ('2026-01-01') TO (MAXVALUE);
+CREATE TABLE app.cold (n int, text text);
 CREATE TABLE app.load (n bigserial, worker int, text text);
 CREATE TABLE app.empty (n int);
 CREATE UNLOGGED TABLE app.scratch (n int);
@@ -41,6 +42,8 @@ INSERT INTO app.event SELECT '2025-12-01'::date + n, 'e' || n FROM generate_seri
 SELECT setval('app."Set But Not Called"', 77, false);
 SELECT nextval('app.busy') FROM generate_series(1, 10);
 SELECT lo_from_bytea(4711, decode(repeat('c0ffee', 5000), 'hex'));
+INSERT INTO app.cold SELECT n, string_agg(md5(n || ' ' || part), '') FROM generate_series(1, %(cold)s) n,
+    generate_series(1, 30) part GROUP BY n;
 REFRESH MATERIALIZED VIEW app.total;
 """
 
@@ -61,16 +64,21 @@ SELECT lo_from_bytea(4712, 'new');
 """
 
 
-def make(url: str) -> str:
-    """Fill the database and its catalog entries, and give it a witness. Returns the reading role's name."""
+def make(url: str, cold_rows: int = 2000) -> str:
+    """Fill the database and its catalog entries, and give it a witness.
+
+    Returns the digest of `app.cold`, about 1 KB a row, which nobody ever touches again: whoever keeps that digest
+    outside the database sees a loss that a replay of later writes would hide.
+    """
     with connect(url) as connection:
         name = rows(connection, "SELECT current_database()::text")[0][0]
         reader = f"reader_{name}"
         rows(connection, f"CREATE ROLE {reader}")
-        rows(connection, _MAKE)
+        rows(connection, _MAKE % {"cold": cold_rows})
         rows(connection, f"""
             GRANT USAGE ON SCHEMA app TO {reader}; GRANT SELECT ON app.account TO {reader};
             GRANT UPDATE (balance) ON app.account TO {reader} WITH GRANT OPTION;
+            GRANT USAGE ON SEQUENCE app.busy TO {reader}; GRANT SELECT ON LARGE OBJECT 4711 TO {reader};
             REVOKE ALL ON DATABASE {name} FROM PUBLIC; GRANT CONNECT ON DATABASE {name} TO {reader};
             ALTER DATABASE {name} SET work_mem TO '5MB'; ALTER DATABASE {name} SET app.tenant TO 'it''s';
             ALTER DATABASE {name} SET search_path TO "$user", app, public;
@@ -78,7 +86,13 @@ def make(url: str) -> str:
             ALTER DATABASE {name} CONNECTION LIMIT 50; COMMENT ON DATABASE {name} IS 'a soul'""")
         witness.init(connection, "federation")
         witness.imprint(connection, SIGNATURE, REPOS)
-    return str(reader)
+    return cold(url)
+
+
+def cold(url: str) -> str:
+    """Return the digest of `app.cold` as it is now."""
+    with connect(url) as connection:
+        return str(rows(connection, "SELECT md5(string_agg(md5(c::text), '' ORDER BY n)) FROM app.cold c")[0][0])
 
 
 def ruin(url: str) -> None:
@@ -88,20 +102,24 @@ def ruin(url: str) -> None:
         reader = f"reader_{name}"
         rows(connection, _RUIN)
         rows(connection, f"""
-            REVOKE SELECT ON app.account FROM {reader}; GRANT CREATE ON DATABASE {name} TO {reader};
+            REVOKE SELECT ON app.account FROM {reader}; REVOKE ALL ON SEQUENCE app.busy FROM {reader};
+            REVOKE ALL ON LARGE OBJECT 4711 FROM {reader}; REVOKE ALL ON SCHEMA app FROM {reader};
+            DROP TRIGGER stamp ON app.account; ALTER TABLE app.account DROP CONSTRAINT account_balance_check;
+            CREATE OR REPLACE FUNCTION app.stamp() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+            GRANT CREATE ON DATABASE {name} TO {reader};
             ALTER DATABASE {name} RESET ALL; ALTER DATABASE {name} SET work_mem TO '9MB';
             ALTER ROLE {reader} IN DATABASE {name} RESET ALL; ALTER DATABASE {name} CONNECTION LIMIT 60;
             COMMENT ON DATABASE {name} IS 'ruined'""")
 
 
 def picture(url: str) -> dict[str, Any]:
-    """Return everything about the database but its witness: digests, values, grants, definitions, settings."""
+    """Return everything but the witness and `cold`: digests, values, grants, definitions, settings."""
     with connect(url) as connection:
         rows(connection, "SET search_path TO pg_catalog")
         tables = rows(connection, """
             SELECT format('%I.%I', n.nspname, c.relname), c.relpersistence::text, coalesce(c.relacl::text, '')
             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-            WHERE c.relkind IN ('r', 'p', 'v', 'm') AND n.nspname = 'app' ORDER BY 1""")
+            WHERE c.relkind IN ('r', 'p', 'v', 'm') AND n.nspname = 'app' AND c.relname <> 'cold' ORDER BY 1""")
         found: dict[str, Any] = {
             name: (kind, granted, *rows(connection, f"""
                 SELECT count(*), md5(coalesce(string_agg(t::text, '|' ORDER BY t::text), '')) FROM {name} t""")[0])
@@ -117,8 +135,19 @@ def picture(url: str) -> dict[str, Any]:
             SELECT attrelid::regclass::text, attname::text, attacl::text FROM pg_attribute
             WHERE attacl IS NOT NULL AND attrelid >= 16384 ORDER BY 1, 2""")
         found["indexes"] = rows(connection, "SELECT indexdef FROM pg_indexes WHERE schemaname = 'app' ORDER BY 1")
+        found["grants"] = rows(connection, """
+            SELECT 'schema', nspname::text, nspacl::text FROM pg_namespace WHERE nspname = 'app'
+            UNION ALL SELECT 'sequence', oid::regclass::text, relacl::text FROM pg_class
+            WHERE relkind = 'S' AND relnamespace = 'app'::regnamespace ORDER BY 1, 2""")
+        found["constraints"] = rows(connection, """
+            SELECT conrelid::regclass::text, conname::text, pg_get_constraintdef(oid) FROM pg_constraint
+            WHERE connamespace = 'app'::regnamespace ORDER BY 1, 2""")
+        found["functions and triggers"] = rows(connection, """
+            SELECT pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = 'app'::regnamespace
+            UNION ALL SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1""")
         found["large objects"] = rows(connection, """
-            SELECT oid::bigint, md5(lo_get(oid)) FROM pg_largeobject_metadata ORDER BY 1""")
+            SELECT oid::bigint, lomowner::regrole::text, coalesce(lomacl::text, ''), md5(lo_get(oid))
+            FROM pg_largeobject_metadata ORDER BY 1""")
         name = rows(connection, "SELECT current_database()::text")[0][0]
         found["portrait"] = portrait.read(connection, oid_of(connection, name))
     return found

@@ -1,0 +1,53 @@
+"""Children of a real prefork pool in which nothing runs, when their worker leaves."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import billiard.pool
+import pytest
+from celery.concurrency.asynpool import AsynPool
+
+from lych_checkpoint.worker import children
+from tests.fixtures.client import wait_until
+
+
+def test_each_child_ends_after_its_own_shutdown_without_a_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nap = time.sleep
+    # billiard's child rests for a second, which a loaded machine would not tell from no rest.
+    monkeypatch.setattr(billiard.pool, "time", SimpleNamespace(
+        sleep=lambda length_s: nap(120 if length_s == 1 else length_s), monotonic=time.monotonic, time=time.time))
+
+    def shut_down(pid: int, _: object) -> None:
+        nap(0.3)
+        (tmp_path / str(pid)).touch()
+
+    began_s = time.monotonic()
+    pool = AsynPool(processes=2, threads=False, on_process_exit=shut_down)
+    processes = list(pool._pool)
+    wait_until(lambda: all(process.outq._reader.poll(0) for process in processes))  # they have said that they are up
+    for process in processes:
+        process.outq._reader.recv()
+    pool.close()
+    pool._stop_task_handler(pool._task_handler)  # what `join` does first
+    heard = threading.Event()
+    thread = children.dismiss(SimpleNamespace(_pool=pool), heard.is_set)
+    assert thread is not None
+    wait_until(lambda: len([*tmp_path.iterdir()]) == len(processes) and all(
+        process.outq._reader.poll(0) for process in processes))
+    assert all(process._is_alive() for process in processes)  # nobody is ended whose results may not be heard yet
+    heard.set()
+    pool.join()
+    thread.join()
+    assert time.monotonic() - began_s < 60
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(str(process.pid) for process in processes)
+
+
+@pytest.mark.parametrize("pool", [SimpleNamespace(), SimpleNamespace(_pool=None), SimpleNamespace(_pool=object())])
+def test_other_pools_are_left_alone(pool: object) -> None:
+    assert children.dismiss(pool, lambda: True) is None
