@@ -71,10 +71,7 @@ class Restoration:
         self._advance("staging", staged=self._soul.plan_stage(self._manifest.soul, self._journal.ticket))
         staged = self._soul.stage(self._manifest.soul, self._folder / "soul", self._journal.ticket)
         self._advance("staging", staged=staged)
-        self._soul.animate(
-            staged, facts=self._manifest.soul, generation=self._journal.generation, signature=self._lock.signature,
-            repos=witnessed(self._lock.repos), journal=self._journal.ticket,
-        )
+        self._animate()
         self._time("stage")
 
     def ask_hosts(self) -> None:
@@ -86,6 +83,7 @@ class Restoration:
         """Shut every other client out; from here on no worker may start before this restore has ended."""
         self._time("freeze")
         self._advance("closing")
+        self._outgrow()
         self._soul.shut_out()
         frozen.confirm()
         displaced = body.displace(self._federation.found(), self._root, self._journal.ticket, self._shadow,
@@ -168,6 +166,19 @@ class Restoration:
         """Return what happened."""
         return {"checkpoint": self._manifest.id, "safety": self._journal.ticket if self._journal.safety else None,
                 "generation": self._journal.generation, "phases_ms": self._phases_ms}
+
+    def _outgrow(self) -> None:
+        """Take a generation above those that were imprinted while this one staged; from here on gates answer 75."""
+        with connect(self._federation.settings.need("database_url")) as connection:
+            generation = next_generation(self._federation, witness.read(connection))
+        if generation > self._journal.generation:
+            self._advance("closing", generation=generation)
+            self._animate()
+
+    def _animate(self) -> None:
+        entry = self._journal
+        self._soul.animate(entry.staged, facts=self._manifest.soul, generation=entry.generation,
+                           signature=self._lock.signature, repos=witnessed(self._lock.repos), journal=entry.ticket)
 
     def _seal_safety(self) -> None:
         """Seal the displaced pair under the ticket's id, unless that was done before a kill."""

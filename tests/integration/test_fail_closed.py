@@ -134,6 +134,45 @@ def test_worker_whose_restore_was_killed_stays_closed_until_it_leaves(
     assert workers.starts() == []
 
 
+def slow_restore(pg_bin: Path, place: Path, go: Path) -> Path:
+    """Return a directory of PostgreSQL's programs whose pg_restore brings nothing back before ``go`` is there."""
+    place.mkdir()
+    for program in pg_bin.iterdir():
+        (place / program.name).symlink_to(program)
+    slow = place / "pg_restore"
+    slow.unlink()
+    slow.write_text(f"""#!/bin/sh
+case "$*" in *--dbname*) touch '{go}.waits'; until test -e '{go}'; do sleep 0.05; done;; esac
+exec '{pg_bin}/pg_restore' "$@"
+""")
+    slow.chmod(0o755)
+    return place
+
+
+def test_code_is_deployed_twice_while_a_restore_stages(
+    changed: tuple[Federation, str], workers: Workers, federation_root: Path, database: str, redis_url: str,
+    tmp_path: Path,
+) -> None:
+    federation, first = changed
+    old, go = [workers.start("old", pool="solo")], tmp_path / "go"
+    programs = slow_restore(Path(workers.environment["LYCH_PG_BIN"]), tmp_path / "programs", go)
+    with restoring({**workers.environment, "LYCH_PG_BIN": str(programs)}, federation.vault.root) as child:
+        wait_until(Path(f"{go}.waits").exists)
+        # Each imprints a generation: the first is the one that the restore began with.
+        commit(federation_root / "core", {"core/__init__.py": "VERSION = 3\n"})
+        gate.check(federation)
+        commit(federation_root / "core", {"core/__init__.py": "VERSION = 4\n"})
+        old.append(workers.start("newer", pool="solo"))
+        go.touch()
+        assert child.wait(60) == 0
+    publish(redis_url, _COUNT)
+    assert [worker.wait_exit() for worker in old] == [75, 75]
+    assert workers.starts() == []
+    check_new_pair(workers, old[0], federation_root, first, database, redis_url, _COUNT)
+    commit(federation_root / "core", {"core/__init__.py": "VERSION = 5\n"})
+    assert gate.check(federation).verdict == "ahead"  # not rewound
+
+
 def test_worker_that_imported_the_old_code_just_before_a_restore(
     changed: tuple[Federation, str], workers: Workers, federation_root: Path, database: str, redis_url: str,
     tmp_path: Path,
