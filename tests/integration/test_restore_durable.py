@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lych_checkpoint import coordinator, gate, restore
-from lych_checkpoint.body import staging, switching
+from lych_checkpoint.body import displacing, staging, switching
 from lych_checkpoint.federation import Federation
 from tests.fixtures.durable import Events
 from tests.fixtures.federation import commit
@@ -24,10 +24,12 @@ def test_each_phase_is_durable_before_its_step_and_each_step_before_the_next_pha
     commit(federation_root / "core", {"core/__init__.py": "VERSION = 2\n"})
     gate.check(federation)
     shutil.rmtree(federation_root / "extensions" / "beta")
-    for room in (staging, switching):
+    for room in (staging, displacing, switching):
         flush = room.flush
         monkeypatch.setattr(room, "flush", lambda paths, flush=flush, room=room: (
-            flush(paths), events.append(("syncfs", room.__name__))))
+            flush(paths := [*paths]), events.append(("syncfs", room.__name__)), flushed.update({room: paths})))
+    (federation_root / "core" / "uncommitted").write_text("work\n")
+    flushed: dict[object, list[Path]] = {}
     events.clear()
     safety = restore.restore(federation, sealed)["safety"]
 
@@ -41,6 +43,11 @@ def test_each_phase_is_durable_before_its_step_and_each_step_before_the_next_pha
     switched = events.index(("syncfs", switching.__name__))
     assert staged
     assert staged[-1] < phases[-4]
+    displaced = events.index(("syncfs", displacing.__name__))
+    area = federation_root / ".lych-stage" / safety
+    assert {federation.shadow, federation_root / "core" / ".git" / "objects"} <= {*flushed[displacing]}
+    assert phases[-4] < displaced < events.index(("rename", str(area / "facts.json"))) < phases[-3]
+    assert events.index(("fsync", str(area)), displaced) < phases[-3]
     assert switching_at < events.index(("rename", str(beta))) < switched < done_at
     ends = [
         events.index(("fsync", str(vault / "lineage")), done_at),
