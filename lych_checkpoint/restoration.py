@@ -88,6 +88,7 @@ class Restoration:
         frozen.confirm()
         displaced = body.displace(self._federation.found(), self._root, self._journal.ticket, self._shadow,
                                   self._federation.leave_out())
+        body.clear_locks(displaced, self._root)
         self._advance("closing", displaced=displaced.dumps(), freeze=asdict(frozen.facts_so_far()))
         self._time("close")
 
