@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psycopg
@@ -18,13 +19,16 @@ import redis
 from lych_checkpoint import coordinator, gate
 from lych_checkpoint.federation import Federation
 from ops.servers.celery import CeleryProcess
+from ops.servers.redis import RedisNode
 from tests.fixtures.client import publish, wait_until
 from tests.fixtures.federation import commit, git
 from tests.fixtures.opened import wait_for_workers
-from tests.fixtures.workers import Workers
+from tests.fixtures.workers import Lych, Workers
 
 Opened = Callable[..., Federation]
 _COUNT = 6
+#: A supervisor: starts a worker again that ended with 75.
+_SUPERVISOR = ("sh", "-c", 'until "$@"; do test $? = 75 || exit; sleep 0.5; done', "supervisor")
 
 
 @pytest.fixture
@@ -60,6 +64,35 @@ def phase(vault: Path) -> str:
         return str(json.loads((vault / "journal.json").read_bytes())["phase"])
     except (OSError, ValueError):
         return ""
+
+
+@contextmanager
+def standing(
+    at: str, environment: Mapping[str, str], federation: Federation, place: Path,
+) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], None]]]:
+    """Run a restore until it stands still in the phase ``at``; gives it, and what lets it go on."""
+    root, vault, go = federation.settings.root, federation.vault.root, place / "go"
+    programs = slow_restore(Path(environment["LYCH_PG_BIN"]), place / "programs", go)
+    slow = {**environment, "LYCH_PG_BIN": str(programs), "LYCH_LEASE_S": "2"}
+    with ExitStack() as held, restoring(slow, vault) as child:
+        wait_until(Path(f"{go}.waits").exists)
+        if at == "closing":  # somebody's git holds the index: that is waited for at the phase's end
+            lock = root / "core" / ".git" / "index.lock"
+            held.callback(lock.unlink)
+            held.enter_context(lock.open("x"))
+            go.touch()
+            wait_until(lambda: [*root.glob(".lych-stage/*/facts.json")])
+        else:  # an orphan of ours works in the body
+            (lock,) = root.glob(".lych-stage/*/lock")
+            area = held.enter_context(lock.open("r+"))
+            fcntl.flock(area, fcntl.LOCK_EX)
+            go.touch()
+            wait_until(lambda: phase(vault) == "switching")
+            if at == "done":
+                fcntl.flock(held.enter_context((vault / "lineage").open()), fcntl.LOCK_EX)
+                fcntl.flock(area, fcntl.LOCK_UN)
+                wait_until(lambda: phase(vault) == "done")
+        yield child, held.close
 
 
 def check_new_pair(
@@ -171,6 +204,55 @@ def test_code_is_deployed_twice_while_a_restore_stages(
     check_new_pair(workers, old[0], federation_root, first, database, redis_url, _COUNT)
     commit(federation_root / "core", {"core/__init__.py": "VERSION = 5\n"})
     assert gate.check(federation).verdict == "ahead"  # not rewound
+
+
+def test_redis_killed_in_the_middle_of_a_switch(
+    changed: tuple[Federation, str], workers: Workers, federation_root: Path, database: str, redis_node: RedisNode,
+    lych: Lych, tmp_path: Path,
+) -> None:
+    federation, first = changed
+    worker = workers.start("old", pool="solo")
+    wait_for_workers(federation, 1)
+    with standing("switching", workers.environment, federation, tmp_path) as (child, go_on):
+        redis_node.kill()
+        assert worker.wait_exit() == 75
+        go_on()
+        assert child.wait(60) != 0
+    redis_node.start()
+    assert lych("gate").code in (0, 75)
+    assert lych("recover").code == 0
+    assert phase(federation.vault.root) == ""
+    publish(redis_node.url, _COUNT)
+    assert workers.starts() == []
+    check_new_pair(workers, worker, federation_root, first, database, redis_node.url, _COUNT)
+
+
+@pytest.mark.parametrize(("at", "pool", "version"), [
+    ("closing", "threads", 2), ("switching", "prefork", 1), ("done", "gevent", 1)])
+def test_no_task_runs_on_a_mixed_pair_when_a_restore_is_killed(
+    changed: tuple[Federation, str], workers: Workers, redis_url: str, lych: Lych, tmp_path: Path,
+    at: str, pool: str, version: int,
+) -> None:
+    federation, _ = changed
+
+    def pairs() -> list[list[int]]:
+        with redis.Redis.from_url(redis_url) as client:
+            return [json.loads(one) for one in client.lrange("pairs", 0, -1)]
+
+    workers.start("kept", pool=pool, app="tests.fixtures.apps.paired", within=_SUPERVISOR,
+                  environment={"LYCH_QUEUE_POLICY": "keep"})
+    publish(redis_url, _COUNT)
+    wait_until(lambda: len(pairs()) == _COUNT)
+    assert pairs() == [[2, 2]] * _COUNT
+    with standing(at, workers.environment, federation, tmp_path) as (child, _):
+        publish(redis_url, _COUNT)
+        child.kill()
+        child.wait()
+    assert phase(federation.vault.root) == at
+    publish(redis_url, _COUNT)
+    assert lych("recover").code == 0
+    wait_until(lambda: len(pairs()) == 3 * _COUNT, within_s=60)
+    assert pairs()[_COUNT:] == [[version, version]] * 2 * _COUNT
 
 
 def test_worker_that_imported_the_old_code_just_before_a_restore(

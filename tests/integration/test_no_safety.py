@@ -27,6 +27,7 @@ def databases(url: str) -> list[str]:
 def test_undo_never_means_an_older_restore(
     opened: Callable[..., Federation], federation_root: Path, database: str,
 ) -> None:
+    fill(database)
     federation = opened()
     sealed = coordinator.create(federation, coordinator.Request())["id"]
     change_everything(federation_root, database)
