@@ -90,6 +90,7 @@ class Watch:
             self._kill_if(name, "before")
         elif name in self._inside:
             self._inside.remove(name)
+            self._kill_if(name, "in")  # fewer events than when they were counted: one that waits polls as it may
             self._kill_if(name, "after")
             if name == "body.switch" and self._spoil is not None:
                 self._spoil()

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
 import pytest
 import redis
 
-from lych_checkpoint import coordinator, gate
+from lych_checkpoint import coordinator, gate, journal, restore
+from lych_checkpoint.errors import Refused
 from lych_checkpoint.federation import Federation
+from lych_checkpoint.records import canonical
 from ops.servers.celery import CeleryProcess
 from ops.servers.redis import RedisNode
 from tests.fixtures.client import publish, wait_until
 from tests.fixtures.federation import commit, git
 from tests.fixtures.opened import wait_for_workers
+from tests.fixtures.restoring import phase, restoring, slow_restore, standing
 from tests.fixtures.workers import Lych, Workers
 
 Opened = Callable[..., Federation]
@@ -44,55 +45,6 @@ def changed(opened: Opened, federation_root: Path, database: str) -> tuple[Feder
         connection.execute("update version set number = 2")
     gate.check(federation)
     return federation, first
-
-
-@contextmanager
-def restoring(environment: Mapping[str, str], vault: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a restore in a process of its own for the body of the `with`."""
-    child = subprocess.Popen([sys.executable, "-m", "lych_checkpoint", "restore", "latest", "--yes"],
-                             env={**os.environ, **environment}, cwd=vault.parent)
-    try:
-        yield child
-    finally:
-        child.kill()
-        child.wait()
-
-
-def phase(vault: Path) -> str:
-    """Return the phase of the open restore, or nothing."""
-    try:
-        return str(json.loads((vault / "journal.json").read_bytes())["phase"])
-    except (OSError, ValueError):
-        return ""
-
-
-@contextmanager
-def standing(
-    at: str, environment: Mapping[str, str], federation: Federation, place: Path,
-) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], None]]]:
-    """Run a restore until it stands still in the phase ``at``; gives it, and what lets it go on."""
-    root, vault, go = federation.settings.root, federation.vault.root, place / "go"
-    programs = slow_restore(Path(environment["LYCH_PG_BIN"]), place / "programs", go)
-    slow = {**environment, "LYCH_PG_BIN": str(programs), "LYCH_LEASE_S": "2"}
-    with ExitStack() as held, restoring(slow, vault) as child:
-        wait_until(Path(f"{go}.waits").exists)
-        if at == "closing":  # somebody's git holds the index: that is waited for at the phase's end
-            lock = root / "core" / ".git" / "index.lock"
-            held.callback(lock.unlink)
-            held.enter_context(lock.open("x"))
-            go.touch()
-            wait_until(lambda: [*root.glob(".lych-stage/*/facts.json")])
-        else:  # an orphan of ours works in the body
-            (lock,) = root.glob(".lych-stage/*/lock")
-            area = held.enter_context(lock.open("r+"))
-            fcntl.flock(area, fcntl.LOCK_EX)
-            go.touch()
-            wait_until(lambda: phase(vault) == "switching")
-            if at == "done":
-                fcntl.flock(held.enter_context((vault / "lineage").open()), fcntl.LOCK_EX)
-                fcntl.flock(area, fcntl.LOCK_UN)
-                wait_until(lambda: phase(vault) == "done")
-        yield child, held.close
 
 
 def check_new_pair(
@@ -167,21 +119,6 @@ def test_worker_whose_restore_was_killed_stays_closed_until_it_leaves(
     assert workers.starts() == []
 
 
-def slow_restore(pg_bin: Path, place: Path, go: Path) -> Path:
-    """Return a directory of PostgreSQL's programs whose pg_restore brings nothing back before ``go`` is there."""
-    place.mkdir()
-    for program in pg_bin.iterdir():
-        (place / program.name).symlink_to(program)
-    slow = place / "pg_restore"
-    slow.unlink()
-    slow.write_text(f"""#!/bin/sh
-case "$*" in *--dbname*) touch '{go}.waits'; until test -e '{go}'; do sleep 0.05; done;; esac
-exec '{pg_bin}/pg_restore' "$@"
-""")
-    slow.chmod(0o755)
-    return place
-
-
 def test_code_is_deployed_twice_while_a_restore_stages(
     changed: tuple[Federation, str], workers: Workers, federation_root: Path, database: str, redis_url: str,
     tmp_path: Path,
@@ -253,6 +190,36 @@ def test_no_task_runs_on_a_mixed_pair_when_a_restore_is_killed(
     assert lych("recover").code == 0
     wait_until(lambda: len(pairs()) == 3 * _COUNT, within_s=60)
     assert pairs()[_COUNT:] == [[version, version]] * 2 * _COUNT
+
+
+def test_an_interrupted_restore_is_undone_and_says_so(
+    changed: tuple[Federation, str], lych_environment: dict[str, str], tmp_path: Path,
+) -> None:
+    federation, _ = changed
+    with standing("closing", lych_environment, federation, tmp_path) as (child, go_on):
+        child.send_signal(signal.SIGINT)
+        wait_until(lambda: phase(federation.vault.root) != "closing" or child.poll() is not None)
+        go_on()
+        assert child.wait(60) == 130
+    (record,) = federation.vault.root.glob("notes/restore-*.json")
+    assert json.loads(record.read_bytes())["outcome"] == "undone: KeyboardInterrupt"
+    assert restore.recover(federation) == {"recovered": None}
+    assert gate.check(federation).verdict == "aligned"
+
+
+def test_recover_leaves_the_restore_of_another_host_alone(changed: tuple[Federation, str]) -> None:
+    federation, _ = changed
+    vault = federation.vault
+    journal.begin(vault, checkpoint=vault.ids()[-1], ticket="t-1", generation=9, epoch=0)
+    journal.path(vault).write_bytes(canonical({**json.loads(journal.path(vault).read_bytes()), "host": "elsewhere"}))
+    with pytest.raises(Refused, match="disk of elsewhere") as caught:
+        restore.recover(federation)
+    assert caught.value.code == "other-host"
+    (federation.settings.root / ".lych-stage" / "t-1").mkdir(parents=True)  # it is this one, under another name
+    assert restore.recover(federation)["recovered"] == "old"
+    record = json.loads((vault.root / "notes" / "restore-t-1.json").read_bytes())
+    assert (record["recovered"], record["phase"]) == (True, "undone")
+    assert record["outcome"] == "undone: interrupted before anything was displaced"
 
 
 def test_worker_that_imported_the_old_code_just_before_a_restore(
