@@ -8,6 +8,8 @@ PART ?= freeze
 BROKER ?= both
 MINUTES ?= 4
 ROUNDS ?= 0
+# Kills of a restore by each driver, after the freezes; none where ROUNDS makes it short.
+RESTORES ?= $(if $(filter-out 0,$(ROUNDS)),,50)
 OLDEST ?= tests/unit/test_settings.py tests/unit/test_seal.py tests/unit/test_repository.py \
   tests/integration/test_create_and_restore.py::test_restore_gives_back_what_the_freeze_saw \
   tests/integration/test_freeze.py::test_tasks_published_in_a_freeze_start_after_it_and_once
@@ -28,7 +30,7 @@ check: .venv/.ready  ## ruff, mypy --strict, the import law
 	@$(PY) -m mypy --strict lych_checkpoint ops
 	@$(PY) -m pytest -q tests/architecture
 
-kills: .venv/.ready  ## kill a restore at every step of every driver (ten minutes); KILLS='--driver dump --sample 20'
+kills: .venv/.ready  ## kill a restore, its undo and its recover at every step of every driver (twenty minutes); KILLS='--driver dump --sample 20'
 	@$(PY) -m ops.kills $(KILLS)
 
 contract: .venv/.ready  ## every driver, PostgreSQL 15 and 18, ext4, XFS, Btrfs (ten minutes); CONTRACT='--only pitr --write'
@@ -40,8 +42,9 @@ bench: .venv/.ready  ## measure beside bare floors; PART=freeze|soul|body|restor
 matrix: .venv/.ready  ## freeze on every pool, broker and kind of ack (ten minutes); CELLS=--pairwise for eight of them
 	@$(PY) -m ops.matrix $(CELLS)
 
-chaos: .venv/.ready  ## random freezes under random faults, judged; SEED=n, MINUTES=n or ROUNDS=n, BROKER=redis|rabbitmq|both
+chaos: .venv/.ready  ## random freezes under random faults, and 200 kills of a restore; SEED=n, MINUTES=n or ROUNDS=n, RESTORES=n, BROKER=redis|rabbitmq|both
 	@$(PY) -m ops.chaos --broker $(BROKER) --minutes $(MINUTES) --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
+	@$(if $(RESTORES),$(PY) -m ops.kills --sample $(RESTORES) $(if $(SEED),--seed $(SEED)))
 
 model: .venv/.ready  ## check every state of the freeze protocol's model (two minutes); needs spin and gcc
 	@$(PY) -m ops.model

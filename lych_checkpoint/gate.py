@@ -105,6 +105,7 @@ def check(
         if before_imprint is not None:
             before_imprint()
         if report.verdict != "aligned" or not known.signature:
+            refuse_open_restore(federation)  # again: since then, one may have looked for the last imprint
             known = witness.imprint(connection, *body.pins(federation.members()))
             federation.vault.append_lineage("imprint", known.generation, known.signature, soul=soul)
             logger.info("Imprinted generation %d", known.generation, extra={"event": "gate.imprinted"})
@@ -171,8 +172,11 @@ def refusal(federation: Federation, report: Report) -> GateRefused:
     return refused
 
 
-def check_generation(federation: Federation, generation: int) -> None:
-    """Make sure that no restore came since ``generation``.
+def check_generation(federation: Federation, era: int) -> None:
+    """Make sure that no restore came since the one that made ``era``, 0 for none.
+
+    The era, not the generation that the gate saw: while a restore stages its data, whoever deploys imprints
+    generations as high as the one that the restore was to make.
 
     Raises:
         GateUnsure: one did, or is open.
@@ -181,7 +185,7 @@ def check_generation(federation: Federation, generation: int) -> None:
     refuse_open_restore(federation)
     with connect(federation.settings.need("database_url")) as connection:
         known = witness.read(connection)
-    if known is None or known.restored > generation:
+    if known is None or known.restored > era:
         raise GateUnsure("a restore brought back another pair since this process passed the gate", "witness",
                          "start the process again", "generation-changed")
 

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from lych_checkpoint.drivers.base import Evidence
@@ -16,7 +17,15 @@ from lych_checkpoint.records import RELEASE, VERSION, canonical, read_record
 from lych_checkpoint.vault import Vault, flush_directory, write_atomic, writing
 
 _FILE = "journal.json"
-PHASES = ("staging", "closing", "switching", "done")
+#: Which phases may follow each. Live is the old pair up to ``closing``, and in ``undone``, where only what was staged
+#: is left to remove; the new pair in ``done``; in ``switching`` either, or a mixed one.
+NEXT = {
+    "staging": ("staging", "closing", "undone"),
+    "closing": ("closing", "switching", "undone"),
+    "switching": ("switching", "undone", "done"),
+    "undone": ("undone",),
+    "done": ("done",),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +34,8 @@ class Journal:
 
     ``ticket`` names what is staged, and later the safety checkpoint; ``generation`` is what the soul will have;
     ``staged`` is the driver's evidence; ``displaced`` is the text of the lock of the body that goes;
-    ``freeze`` are the facts of the freeze it went in; ``safety``: whether what goes is kept in the end.
+    ``freeze`` are the facts of the freeze it went in; ``safety``: whether what goes is kept in the end; if not,
+    ``discarding`` is the driver's evidence of what is being removed; ``why`` it was undone; ``host``: whose disk.
     """
 
     checkpoint: str
@@ -37,6 +47,9 @@ class Journal:
     displaced: str = ""
     freeze: dict[str, Any] = field(default_factory=dict)
     safety: bool = True
+    discarding: Evidence = field(default_factory=dict)
+    why: str = ""
+    host: str = ""
 
 
 @contextmanager
@@ -71,6 +84,11 @@ def held(vault: Vault) -> Iterator[None]:
         os.close(descriptor)
 
 
+def path(vault: Vault) -> Path:
+    """Return where the journal of an open restore lies."""
+    return vault.root / _FILE
+
+
 def read(vault: Vault) -> Journal | None:
     """Return the open restore, or None.
 
@@ -82,7 +100,7 @@ def read(vault: Vault) -> Journal | None:
         return None
     plain = {name: value for name, value in record.items() if name not in ("version", "release")}
     entry = Journal(**read_record(Journal, plain, str(vault.root / _FILE)))
-    if entry.phase not in PHASES:
+    if entry.phase not in NEXT:
         raise Damage(f"there is no phase {entry.phase!r}", str(vault.root / _FILE), "", "malformed")
     return entry
 
@@ -90,20 +108,20 @@ def read(vault: Vault) -> Journal | None:
 def begin(vault: Vault, *, checkpoint: str, ticket: str, generation: int, epoch: int, safety: bool = True) -> Journal:
     """Open the journal of a new restore; durable when this returns."""
     return _write(vault, Journal(checkpoint=checkpoint, ticket=ticket, generation=generation, epoch=epoch,
-                                 safety=safety))
+                                 safety=safety, host=socket.gethostname()))
 
 
 def advance(vault: Vault, phase: str, **facts: Any) -> Journal:
     """Write the next phase, or more facts of the same one, before the step that they announce.
 
     Raises:
-        Refused: no restore is open, or the phase would go back.
+        Refused: no restore is open, or its phase is followed by others only (code ``journal-order``).
     """
     known = read(vault)
     if known is None:
         raise Refused("no restore is open", str(vault.root / _FILE), "", "no-journal")
-    if PHASES.index(phase) < PHASES.index(known.phase):
-        raise Refused(f"a restore that is {known.phase} cannot be {phase} again", str(vault.root / _FILE), "",
+    if phase not in NEXT[known.phase]:
+        raise Refused(f"a restore that is {known.phase} cannot be {phase}", str(vault.root / _FILE), "",
                       "journal-order")
     return _write(vault, replace(known, phase=phase, **facts))
 

@@ -80,9 +80,7 @@ def _rows(
 
 def _expected(federation: Federation, driver: str) -> dict[str, Any] | None:
     """Return how long restores took: in all, and while nobody worked."""
-    ended = (json.loads(path.read_bytes()) for path in sorted(federation.vault.root.glob("notes/restore-*.json"),
-                                                              reverse=True))
-    taken = [one["phases_ms"] for one in ended
+    taken = [one["phases_ms"] for one in restore.ended(federation)
              if one.get("driver") == driver and one["outcome"] == RESTORED and set(PHASES) <= set(one["phases_ms"])]
     if not taken:
         return None

@@ -99,14 +99,14 @@ class Plugin:
         """Tell a restore on another host whether this one has all commits, or can see the vault's bundles."""
         hosts.answer(store, self.settings.root, self.federation().vault)
 
-    def check_generation(self, generation: int) -> None:
-        """Raise `GateUnsure` or `Away` when a restore has come since ``generation``, or that cannot be known."""
-        gate.check_generation(self.federation(), generation)
+    def check_generation(self, era: int) -> None:
+        """Raise `GateUnsure` or `Away` when a restore has ended the ``era``, or that cannot be known."""
+        gate.check_generation(self.federation(), era)
 
-    def generation_stands(self, generation: int) -> bool:
+    def generation_stands(self, era: int) -> bool:
         """Return whether `check_generation` passes."""
         try:
-            self.check_generation(generation)
+            self.check_generation(era)
         except CheckpointError as error:
             logger.warning("%s", error)
             return False

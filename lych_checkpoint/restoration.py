@@ -13,7 +13,7 @@ from typing import Any
 from lych_checkpoint import body, freeze, hosts, journal, seal, witness
 from lych_checkpoint.database import connect
 from lych_checkpoint.database.server import identity
-from lych_checkpoint.errors import CheckpointError, Refused, RestoreOpen
+from lych_checkpoint.errors import Refused, RestoreOpen
 from lych_checkpoint.federation import Federation
 from lych_checkpoint.journal import Journal
 from lych_checkpoint.lease import marks
@@ -32,15 +32,17 @@ logger = logging.getLogger(__name__)
 class Restoration:
     """One restore: what it brings back, and the journal that says how far it is."""
 
-    def __init__(self, federation: Federation, manifest: Manifest, entry: Journal, soul: Soul) -> None:
+    def __init__(
+        self, federation: Federation, manifest: Manifest, entry: Journal, soul: Soul, *, recovered: bool = False,
+    ) -> None:
         self._federation, self._manifest, self._journal, self._soul = federation, manifest, entry, soul
+        self._recovered = recovered
         self._folder = federation.vault.path(manifest.id)
         self._lock = BodyLock.loads((self._folder / "lychd.lock").read_text(), str(self._folder / "lychd.lock"))
         self._root = federation.settings.root
         self._shadow = federation.shadow
         self._phases_ms: dict[str, float] = {}
         self._since_s = time.monotonic()
-        self._ended = False
 
     @classmethod
     def begin(cls, federation: Federation, manifest: Manifest, *, safety: bool) -> Restoration:
@@ -60,7 +62,7 @@ class Restoration:
         """Take up a restore whose process died."""
         manifest = federation.vault.manifest(entry.checkpoint)
         soul = Soul.reopen(federation.ground(), manifest.soul.driver, entry.staged)
-        return cls(federation, manifest, entry, soul)
+        return cls(federation, manifest, entry, soul, recovered=True)
 
     def stage(self) -> None:
         """Bring both halves back aside: invisible, complete, or not at all."""
@@ -69,10 +71,7 @@ class Restoration:
         self._advance("staging", staged=self._soul.plan_stage(self._manifest.soul, self._journal.ticket))
         staged = self._soul.stage(self._manifest.soul, self._folder / "soul", self._journal.ticket)
         self._advance("staging", staged=staged)
-        self._soul.animate(
-            staged, facts=self._manifest.soul, generation=self._journal.generation, signature=self._lock.signature,
-            repos=witnessed(self._lock.repos), journal=self._journal.ticket,
-        )
+        self._animate()
         self._time("stage")
 
     def ask_hosts(self) -> None:
@@ -84,10 +83,12 @@ class Restoration:
         """Shut every other client out; from here on no worker may start before this restore has ended."""
         self._time("freeze")
         self._advance("closing")
+        self._outgrow()
         self._soul.shut_out()
         frozen.confirm()
         displaced = body.displace(self._federation.found(), self._root, self._journal.ticket, self._shadow,
                                   self._federation.leave_out())
+        body.clear_locks(displaced, self._root)
         self._advance("closing", displaced=displaced.dumps(), freeze=asdict(frozen.facts_so_far()))
         self._time("close")
 
@@ -122,31 +123,29 @@ class Restoration:
 
     def finish(self) -> None:
         """Seal what was displaced and close the journal, after the thaw: nothing that lives is read for it."""
-        federation, entry = self._federation, self._journal
-        if entry.safety:
+        if self._journal.safety:
             self._seal_safety()
         else:
             self._remove_displaced()
-        body.unstage(self._lock, self._root, entry.ticket)
-        marks.mark_journal(federation.store(), "")
         self._time("finish")
-        journal.close(federation.vault, RESTORED, driver=self._manifest.soul.driver, phases_ms=self._phases_ms)
+        self._close(RESTORED, driver=self._manifest.soul.driver, phases_ms=self._phases_ms)
 
     def undo(self, why: str) -> None:
-        """Bring the old pair back and leave nothing staged."""
-        entry = self._journal
+        """Bring the old pair back and leave nothing staged, unless it is done. May be done again from any point."""
+        entry = journal.read(self._federation.vault)  # anew: a write that failed may stand all the same
+        if entry is None or entry.phase == "done":
+            return
         if entry.phase == "switching":
             if entry.displaced:
                 body.switch_back(BodyLock.loads(entry.displaced, "journal"), self._root, entry.ticket, alone=True)
             self._soul.switch_back(entry.staged)
-        if entry.phase != "staging":
+        if entry.phase in ("closing", "switching"):
             self._soul.let_in()
+        if entry.phase != "undone":  # what is removed next cannot be switched to any more
+            self._advance("undone", why=why)
         if entry.staged:
             self._soul.discard_stage(entry.staged)
-        body.unstage(self._lock, self._root, entry.ticket)
-        marks.mark_journal(self._federation.store(), "")
-        journal.close(self._federation.vault, f"undone: {why}")
-        self._ended = True
+        self._close(f"undone: {entry.why or why}")
 
     @contextmanager
     def undone_on_error(self) -> Iterator[None]:
@@ -154,11 +153,11 @@ class Restoration:
         try:
             yield
         except BaseException as error:
-            if self._ended or self._journal.phase == "done":
+            if isinstance(error, RestoreOpen):
                 raise
             try:
-                self.undo(str(error))
-            except CheckpointError as second:
+                self.undo(str(error) or type(error).__name__)
+            except Exception as second:  # noqa: BLE001 - whatever it is, the journal is open, and that is to be said
                 error.add_note(f"it could not be undone either: {second}")
                 raise RestoreOpen(f"{error}; undoing it failed: {second}", self._manifest.id,
                                   "lych-checkpoint recover") from error
@@ -168,6 +167,19 @@ class Restoration:
         """Return what happened."""
         return {"checkpoint": self._manifest.id, "safety": self._journal.ticket if self._journal.safety else None,
                 "generation": self._journal.generation, "phases_ms": self._phases_ms}
+
+    def _outgrow(self) -> None:
+        """Take a generation above those that were imprinted while this one staged; from here on gates answer 75."""
+        with connect(self._federation.settings.need("database_url")) as connection:
+            generation = next_generation(self._federation, witness.read(connection))
+        if generation > self._journal.generation:
+            self._advance("closing", generation=generation)
+            self._animate()
+
+    def _animate(self) -> None:
+        entry = self._journal
+        self._soul.animate(entry.staged, facts=self._manifest.soul, generation=entry.generation,
+                           signature=self._lock.signature, repos=witnessed(self._lock.repos), journal=entry.ticket)
 
     def _seal_safety(self) -> None:
         """Seal the displaced pair under the ticket's id, unless that was done before a kill."""
@@ -189,8 +201,17 @@ class Restoration:
             federation.vault.publish(entry.ticket)
 
     def _remove_displaced(self) -> None:
-        self._soul.discard(self._soul.displaced(self._journal.staged, self._manifest.soul))
+        """Remove the displaced pair. The journal says which data first: half removed they cannot be told any more."""
+        if not self._journal.discarding:
+            displaced = self._soul.displaced(self._journal.staged, self._manifest.soul)
+            self._advance("done", discarding=displaced.evidence)
+        self._soul.discard(replace(self._manifest.soul, evidence=self._journal.discarding))
         body.unpin(self._federation.found(), self._journal.ticket, self._shadow)
+
+    def _close(self, outcome: str, **more: Any) -> None:
+        body.unstage(self._lock, self._root, self._journal.ticket)
+        marks.mark_journal(self._federation.store(), "")
+        journal.close(self._federation.vault, outcome, recovered=self._recovered, **more)
 
     def _advance(self, phase: str, **facts: Any) -> None:
         self._journal = journal.advance(self._federation.vault, phase, **facts)

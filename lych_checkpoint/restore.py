@@ -8,14 +8,18 @@ and back again if on is not possible. What the switch displaces is kept whole an
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 from lych_checkpoint import body, freeze, inspection, journal
 from lych_checkpoint.errors import Refused, RestoreOpen, UnknownName
 from lych_checkpoint.federation import Federation
+from lych_checkpoint.journal import Journal
 from lych_checkpoint.lease import gone, lease, lock, marks
 from lych_checkpoint.manifest import Manifest
-from lych_checkpoint.restoration import Restoration
+from lych_checkpoint.process import Identity
+from lych_checkpoint.records import load_record
+from lych_checkpoint.restoration import RESTORED, Restoration
 
 
 def restore(federation: Federation, name: str, app: Any = None, *, safety: bool = True) -> dict[str, Any]:
@@ -71,12 +75,21 @@ def newest_safety(federation: Federation) -> str:
     """Return the id of what the last restore displaced: restoring it is the undo.
 
     Raises:
-        UnknownName: nothing was ever displaced.
+        UnknownName: nothing was ever displaced, or the last restore kept nothing of it.
     """
-    kept = [one.id for one in federation.vault.manifests() if one.safety]
-    if not kept:
+    last = next((one for one in ended(federation) if one["outcome"] == RESTORED), None)
+    if last is None:
         raise UnknownName("no restore has displaced anything yet", "--undo", "lych-checkpoint list")
-    return kept[-1]
+    if not last["safety"]:
+        raise UnknownName(f"the last restore, of {last['checkpoint']}, kept nothing of what it displaced", "--undo",
+                          "lych-checkpoint list")
+    return str(last["ticket"])
+
+
+def ended(federation: Federation) -> Iterator[dict[str, Any]]:
+    """Give the records of the restores that ended, however they did, the newest first."""
+    for path in sorted(federation.vault.root.glob("notes/restore-*.json"), reverse=True):
+        yield load_record(path.read_bytes(), str(path))
 
 
 def recover(federation: Federation) -> dict[str, Any]:
@@ -84,6 +97,7 @@ def recover(federation: Federation) -> dict[str, Any]:
 
     Raises:
         RestoreOpen: neither could be reached; the message says why, and `recover` may be tried again.
+        Refused: the restore works on the disk of another host (code ``other-host``).
     """
     with journal.held(federation.vault), lock.held(federation.store(), "recover"):
         entry = journal.read(federation.vault)
@@ -91,8 +105,9 @@ def recover(federation: Federation) -> dict[str, Any]:
             marks.mark_journal(federation.store(), "")
             _end_dead_freeze(federation)
             return {"recovered": None}
+        _refuse_elsewhere(federation, entry)
         work = Restoration.resume(federation, entry)
-        if entry.phase in ("staging", "closing"):
+        if entry.phase in ("staging", "closing", "undone"):
             work.undo("interrupted before anything was displaced")
             _end_dead_freeze(federation)
             return {"recovered": "old", "checkpoint": entry.checkpoint}
@@ -103,6 +118,16 @@ def recover(federation: Federation) -> dict[str, Any]:
             work.finish()
         _end_dead_freeze(federation)
         return {"recovered": "new", **work.document()}
+
+
+def _refuse_elsewhere(federation: Federation, entry: Journal) -> None:
+    """Refuse where the body is another checkout. A host that was renamed, as containers are, finds its staging."""
+    here = Identity.mine().host
+    if here != entry.host and not body.is_staged(federation.settings.root, entry.ticket):
+        raise Refused(
+            f"this restore works on the disk of {entry.host}; this is {here}", str(federation.vault.root),
+            f"run `lych-checkpoint recover` on {entry.host}; if that is gone for good, take "
+            f"{journal.path(federation.vault)} away and restore a checkpoint here", "other-host")
 
 
 def _end_dead_freeze(federation: Federation) -> None:

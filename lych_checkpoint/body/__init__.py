@@ -8,14 +8,14 @@ from lych_checkpoint.body.displacing import bundle_lock, displace, weight_bytes
 from lych_checkpoint.body.members import Member, discover, find, strays
 from lych_checkpoint.body.pinning import bundle, lock_of, pin, pinned, unpin
 from lych_checkpoint.body.scans import Scan, recheck, scan, scanning
-from lych_checkpoint.body.staging import lacking, make_root, stage, unstage
-from lych_checkpoint.body.switching import switch, switch_back
+from lych_checkpoint.body.staging import is_staged, lacking, make_root, stage, unstage
+from lych_checkpoint.body.switching import clear_locks, switch, switch_back
 from lych_checkpoint.repository.objects import Verdict
 from lych_checkpoint.repository.scratch import sweep
 
 __all__ = [
-    "PLACE", "Comparison", "Member", "Policy", "Scan", "Standing", "Verdict", "bundle", "bundle_lock", "compare",
-    "discover", "displace", "find", "fingerprint", "lacking", "lock_of", "lockfiles", "make_root", "pin", "pinned",
-    "pins", "present", "recheck", "relation", "scan", "scanning", "stage", "strays", "survey", "sweep", "switch",
-    "switch_back", "uncommitted", "unpin", "unstage", "verify", "weight_bytes",
+    "PLACE", "Comparison", "Member", "Policy", "Scan", "Standing", "Verdict", "bundle", "bundle_lock",
+    "clear_locks", "compare", "discover", "displace", "find", "fingerprint", "is_staged", "lacking", "lock_of",
+    "lockfiles", "make_root", "pin", "pinned", "pins", "present", "recheck", "relation", "scan", "scanning", "stage",
+    "strays", "survey", "sweep", "switch", "switch_back", "uncommitted", "unpin", "unstage", "verify", "weight_bytes",
 ]

@@ -93,6 +93,11 @@ class Area:
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(self.path / "facts.json")
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
     def recall(self) -> dict[str, Any]:
         """Return what was kept; empty if nothing was."""

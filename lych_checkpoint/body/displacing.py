@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lych_checkpoint.body.area import Area, safe_name
+from lych_checkpoint.body.area import Area, flush, safe_name
 from lych_checkpoint.body.members import Member, each
 from lych_checkpoint.body.scans import left_out_of
 from lych_checkpoint.body.sound import Sound, open_sound
@@ -24,7 +24,7 @@ from lych_checkpoint.repository.place import UNREADABLE, Repository
 def displace(
     members: Sequence[Member], root: Path, ticket: str, shadow: Path, leave_out: Sequence[Path] = (),
 ) -> BodyLock:
-    """Capture the present body, dirty or not. Nothing of it is changed; done again it captures again.
+    """Capture the present body, dirty or not, durably. Nothing of it is changed; done again it captures again.
 
     Args:
         members: from `find`, so that broken ones are among them.
@@ -47,6 +47,8 @@ def displace(
     hand_over(shadow, owner_of(shadow.parent))
     now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     lock = BodyLock(checkpoint=ticket, created_at=now, repos=tuple(pins))
+    # git does not sync the objects and refs that it writes, and the switch is about to overwrite the files.
+    flush([shadow, area.path, *(place for member in members for place in _stores(member))])
     area.remember({"displaced": lock.dumps(), "shadow": os.fspath(shadow.absolute()),
                    "leave_out": [os.fspath(path.absolute()) for path in ours]})
     return lock
@@ -63,6 +65,14 @@ def weight_bytes(members: Sequence[Member]) -> int:
                    for folder, _, names in os.walk(repository.objects) for name in names)
 
     return sum(each(one, members))
+
+
+def _stores(member: Member) -> tuple[Path, ...]:
+    try:
+        repository = Repository.at(member.directory)
+    except Refused:
+        return ()
+    return repository.git_dir, repository.common, repository.objects
 
 
 def _displace(reader: Reader, member: Member, leave_out: tuple[bytes, ...], shadow: Path, ticket: str) -> RepoPin:

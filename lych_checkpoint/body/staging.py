@@ -84,6 +84,11 @@ def lacking(commits: Mapping[str, str], root: Path, folder: Path) -> list[str]:
     return [path for path, is_held in zip(commits, held, strict=True) if not is_held]
 
 
+def is_staged(root: Path, ticket: str) -> bool:
+    """Say whether something of this restore lies below this root."""
+    return Area(root.absolute(), ticket).path.is_dir()
+
+
 def unstage(lock: BodyLock, root: Path, ticket: str) -> None:
     """Remove what `stage` made. What a switch displaced and could not leave in place is kept."""
     area = Area(root.absolute(), ticket)

@@ -41,7 +41,7 @@ def switch(lock: BodyLock, root: Path, ticket: str, *, alone: bool = False) -> N
         lock: what comes.
         root: LYCH_ROOT.
         ticket: names this restore.
-        alone: proof that no git of anybody else runs in these repositories: stale locks are removed.
+        alone: no worker works in these repositories: locks are removed whose owners are proven dead.
 
     Raises:
         Refused: nothing was displaced under this ticket (``not-displaced``), a lock is held (``locked``), or git
@@ -53,6 +53,19 @@ def switch(lock: BodyLock, root: Path, ticket: str, *, alone: bool = False) -> N
 def switch_back(displaced: BodyLock, root: Path, ticket: str, *, alone: bool = False) -> None:
     """Make the displaced body live again, after a whole or half `switch`. Arguments and errors as there."""
     _turn(displaced, root, ticket, back=True, alone=alone)
+
+
+def clear_locks(lock: BodyLock, root: Path) -> None:
+    """Remove the stale locks of the repositories of a body that `displace` found, before a switch meets them.
+
+    Raises:
+        Refused: the owner of one may live (``locked``).
+    """
+    def one(pin: RepoPin) -> None:
+        if pin.commit != UNREADABLE:
+            unlock(Repository.at(root / pin.path), alone=True)
+
+    each(one, lock.repos)
 
 
 def _turn(comes: BodyLock, root: Path, ticket: str, *, back: bool, alone: bool) -> None:

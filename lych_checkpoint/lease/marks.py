@@ -32,7 +32,7 @@ def mark_journal(store: Store, phase: str) -> None:
 
 
 def mark_restored(store: Store, generation: int) -> None:
-    """Say which generation the last restore made, 0 for none: workers whose gate saw an older one must leave.
+    """Say which generation the last restore made, 0 for none: workers of an older era must leave.
 
     Never takes a newer one back.
     """

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.ownership import hand_over, owner_of
-from lych_checkpoint.repository import capture, refs
+from lych_checkpoint.repository import capture, holders, refs
 from lych_checkpoint.repository.configuration import Configuration
 from lych_checkpoint.repository.lens import Lens, opened
 from lych_checkpoint.repository.ownership import hand_over_git
@@ -52,7 +52,9 @@ class Aside:
 
 
 def unlock(repository: Repository, *, alone: bool) -> None:
-    """Remove a lock that we left ourselves; with ``alone``, proof that no git runs here, any lock.
+    """Remove a lock that we left ourselves; with ``alone`` any whose owner is proven dead, see `holders`.
+
+    ``alone``: no git of ours or of a worker runs here.
 
     Raises:
         Refused: a lock is there and may be somebody's (``locked``).
@@ -63,7 +65,7 @@ def unlock(repository: Repository, *, alone: bool) -> None:
     for name in _LOCKS:
         held = repository.git_dir / name
         if alone:
-            held.unlink(missing_ok=True)
+            holders.remove_stale(repository, held)
         elif held.exists():
             raise Refused(f"another git holds {name}", str(repository.directory),
                           "wait for it; if none runs, remove the file", "locked")

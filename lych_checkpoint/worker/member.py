@@ -41,7 +41,7 @@ class Member:
         store: this federation's Redis.
         entry: what the roster says about this worker.
         leave: called once with an exit code when the worker must not start another task.
-        is_ours: whether the generation that the gate saw still is the soul's; asked where Redis alone cannot tell.
+        is_ours: whether no restore came since the gate; asked where Redis alone cannot tell.
         disk: returns the signature of the code on disk.
         answer: answers a restore on another host that asks whether this one can follow.
     """
@@ -154,7 +154,7 @@ class Member:
             still = freeze is not None and standing is not None and standing.token == freeze.token
             if seen.journal in ("closing", "switching") and not (restoring and still):
                 self.go(f"a restore is {seen.journal}")
-            elif seen.restored > self._entry.generation or (reborn and not self._is_ours()):
+            elif seen.restored > self._entry.era or (reborn and not self._is_ours()):
                 self.go("a restore brought back another pair than the one this worker was started on")
             elif restoring and not still and not seen.thawed:
                 self.go("frozen for a restore whose lease is gone without a thaw")

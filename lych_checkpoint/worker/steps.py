@@ -60,10 +60,10 @@ class Host(Protocol):
     def answer_restore(self, store: Store) -> None:
         """Tell a restore on another host whether this one can follow."""
 
-    def check_generation(self, generation: int) -> None:
-        """Raise what forbids to go on when a restore has come since that generation, or when that cannot be known."""
+    def check_generation(self, era: int) -> None:
+        """Raise what forbids to go on when a restore has ended that era, or when that cannot be known."""
 
-    def generation_stands(self, generation: int) -> bool:
+    def generation_stands(self, era: int) -> bool:
         """Return whether `check_generation` passes."""
 
     def is_exempt(self, task: str) -> bool:
@@ -115,12 +115,12 @@ class Membership(bootsteps.StartStopStep):
             store = host.open_store()
             worker.lych_member = member = Member(
                 store, self._entry(worker, host, boot, str(path)), disk=host.on_disk, leave=self._leaver(worker),
-                is_ours=lambda: host.generation_stands(worker.lych_generation), answer=host.answer_restore,
+                is_ours=lambda: host.generation_stands(worker.lych_present.era), answer=host.answer_restore,
             )
             member.barrier = self._barrier(worker, host, member)
             self._admit(worker, host.admission(), member)
             member.look()
-            host.check_generation(worker.lych_generation)
+            host.check_generation(worker.lych_present.era)
         except CheckpointError as error:
             path.unlink(missing_ok=True)
             raise refuse(error) from error

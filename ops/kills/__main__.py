@@ -9,14 +9,14 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ops.kills import matrix
+from ops.kills.acts import ACTS
 from ops.kills.ground import Ground
 from ops.kills.matrix import Outcome
-from ops.kills.point import STEPS
 from ops.servers.child import ServerError
 from ops.servers.filesystems import Kind, is_btrfs, loop_mount, remove_with_subvolumes
 
@@ -31,12 +31,14 @@ def main(arguments: list[str]) -> int:
     """Run the matrix, or a sample of it, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m ops.kills")
     parser.add_argument("--driver", choices=DRIVERS, action="append")
+    parser.add_argument("--act", choices=ACTS, action="append")
     parser.add_argument("--sample", type=int, default=0, help="so many kills of each driver, not all")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     said = parser.parse_args(arguments)
     began_s = time.monotonic()
     try:
-        found = [one for driver in said.driver or DRIVERS for one in kill(driver, said.sample, said.seed)]
+        found = [one for driver in said.driver or DRIVERS
+                 for one in kill(driver, said.sample, said.seed, said.act or ACTS)]
     except ServerError as error:
         print(f"kills: {error}", file=sys.stderr)
         return 1
@@ -50,12 +52,12 @@ def main(arguments: list[str]) -> int:
     return 1 if bad else 0
 
 
-def kill(driver: str, sample: int, seed: int) -> Iterator[Outcome]:
+def kill(driver: str, sample: int, seed: int, acts: Collection[str] = tuple(ACTS)) -> Iterator[Outcome]:
     """Run one driver's kills, all or so many by chance, each outcome as it is known."""
     chance = random.Random(seed)
     with place(driver) as home, ExitStack() as stack:
         ground = Ground(home, driver, stack)
-        some = matrix.points(matrix.count_events(ground), chance)
+        some = matrix.points(ground, chance, acts)
         for one in matrix.run(ground, chance.sample(some, sample) if sample else some, chance):
             if sys.stderr.isatty() or not one.good:
                 print(f"{driver}: {one.point}: {one.pair} {one.wrong}", file=sys.stderr)
@@ -77,17 +79,17 @@ def place(driver: str) -> Iterator[Path]:
 
 
 def table(found: list[Outcome]) -> list[str]:
-    """Return the matrix as Markdown: what each kill came to; a dash where the step does nothing to be killed in."""
-    lines = ["| driver | step | " + " | ".join(f"{when}, {who}" for when, who in _COLUMNS) + " |",
-             "|---" * (2 + len(_COLUMNS)) + "|"]
+    """Return the matrix as Markdown: what each kill came to; a dash where there is nothing to be killed in."""
+    lines = ["| driver | act | step | " + " | ".join(f"{when}, {who}" for when, who in _COLUMNS) + " |",
+             "|---" * (3 + len(_COLUMNS)) + "|"]
     cells: dict[tuple[str, ...], Outcome] = {
-        (one.driver, one.point.step, one.point.when, one.point.who): one for one in found}
+        (one.driver, one.point.act, one.point.step, one.point.when, one.point.who): one for one in found}
     for driver in DRIVERS:
-        for step in STEPS:
-            row = [cells.get((driver, step, when, who)) for when, who in _COLUMNS]
+        for name, step in [(name, step) for name, act in ACTS.items() for step in act.steps]:
+            row = [cells.get((driver, name, step, when, who)) for when, who in _COLUMNS]
             if any(row):
                 said = ["-" if one is None else one.pair if one.good else f"WRONG {one.pair}" for one in row]
-                lines.append(f"| {driver} | {step} | " + " | ".join(said) + " |")
+                lines.append(f"| {driver} | {name} | {step} | " + " | ".join(said) + " |")
     return lines
 
 

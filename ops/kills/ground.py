@@ -92,6 +92,10 @@ class Ground:
         if (self.vault / "federation.json").exists():
             gate.check(self.open())
 
+    def spoil(self) -> None:
+        """Change a file of the body, as somebody might in the middle of a restore."""
+        (self.root / _REPOSITORIES[0] / "version").write_text("spoilt\n")
+
     def pair(self) -> Pair:
         """Digest every row, sequence and large object, and every file and HEAD."""
         with psycopg.connect(self.url) as connection:

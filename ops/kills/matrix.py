@@ -1,4 +1,4 @@
-"""One kill after another: restore, kill, look through the gate, recover, compare. Old or new, never mixed."""
+"""One kill after another: act, kill, look through the gate, recover, compare. Old or new, never mixed."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import random
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from lych_checkpoint import gate, journal, restore
 from lych_checkpoint.errors import Away, CheckpointError, GateUnsure
+from ops.kills.acts import ACTS, Act
 from ops.kills.ground import Ground, Pair
-from ops.kills.point import STEPS, Point, Watch, Who
+from ops.kills.point import Point, Watch, Who
 from ops.servers.child import ServerError
 
-_RESTORE_S = 60.0
+_ACT_S = 60.0
 _WHO: tuple[Who, ...] = ("alone", "group")
 
 
@@ -36,40 +37,51 @@ class Outcome:
         return self.pair in ("old", "new") and not self.wrong
 
 
-def points(events: dict[str, int], chance: random.Random) -> list[Point]:
-    """Return every kill of the matrix for a restore that has these events in its steps."""
+def points(ground: Ground, chance: random.Random, acts: Collection[str]) -> list[Point]:
+    """Return every kill of the matrix: of a restore all, of the other acts in and after each step, by chance whom.
+
+    Raises:
+        ServerError: an act that nobody kills fails.
+    """
     found = []
-    for step in STEPS:
-        for who in _WHO:
-            found += [Point(step, "before", who), Point(step, "after", who)]
-            if events.get(step):
-                found.append(Point(step, "in", who, chance.randrange(events[step])))
+    for name, act in ((name, act) for name, act in ACTS.items() if name in acts):
+        events = count_events(ground, name, act)
+        for step in act.steps:
+            for who in _WHO if name == "restore" else (chance.choice(_WHO),):
+                found.append(Point(name, step, "after", who))
+                if name == "restore":
+                    found.append(Point(name, step, "before", who))
+                if events.get(step):
+                    found.append(Point(name, step, "in", who, chance.randrange(events[step])))
     return found
 
 
-def count_events(ground: Ground) -> dict[str, int]:
-    """Let one restore through and return how many events each of its steps has.
+def count_events(ground: Ground, name: str, act: Act) -> dict[str, int]:
+    """Let an act through and return how many events each of its steps has.
 
     Raises:
         ServerError: it failed, or passed a step by: then the matrix would speak of steps that there are not.
     """
     ground.change()
+    old = ground.pair()
     read_end, write_end = os.pipe()
 
     def tell(watch: Watch) -> None:
-        os.write(write_end, json.dumps([watch.events, sorted({*STEPS} - {*watch.seen})]).encode())
+        os.write(write_end, json.dumps([watch.events, sorted({*act.steps} - {*watch.seen})]).encode())
 
-    status = _restore(ground, Watch(None), tell)
+    _prepare(ground, act)
+    status = _act(ground, act, Watch(None, spoil=ground.spoil if act.spoilt else None), tell)
     os.close(write_end)
     with os.fdopen(read_end, "rb") as pipe:
         said = pipe.read()
     if status or not said:
-        raise ServerError(f"a restore that nobody kills ended with {status}")
+        raise ServerError(f"the act {name!r} that nobody kills ended with {status}")
     events, missed = json.loads(said)
     if missed:
-        raise ServerError(f"the restore has no such steps: {', '.join(missed)}")
-    if ground.pair() != ground.sealed:
-        raise ServerError("a restore that nobody kills does not give back what was sealed")
+        raise ServerError(f"the act {name!r} has no such steps: {', '.join(missed)}")
+    if _name(ground.pair(), old, ground.sealed) != act.ends:
+        raise ServerError(f"the act {name!r} that nobody kills does not end with the {act.ends} pair")
+    ground.forget_safety()
     return dict(events)
 
 
@@ -77,9 +89,11 @@ def run(ground: Ground, some: list[Point], chance: random.Random) -> Iterator[Ou
     """Kill at each of these points and give what came of it."""
     for point in some:
         ground.change()
-        old = ground.pair()
-        status = _restore(ground, Watch(point, chance.random()), lambda _: None)
-        wrong = "" if status == -signal.SIGKILL else f"the restore was not killed there, but ended with {status}"
+        old, act = ground.pair(), ACTS[point.act]
+        _prepare(ground, act)
+        watch = Watch(point, chance.random(), ground.spoil if act.spoilt else None)
+        status = _act(ground, act, watch, lambda _: None)
+        wrong = "" if status == -signal.SIGKILL else f"it was not killed there, but ended with {status}"
         wrong = wrong or _look(ground, old)
         try:
             restore.recover(ground.open())
@@ -93,22 +107,27 @@ def run(ground: Ground, some: list[Point], chance: random.Random) -> Iterator[Ou
         ground.forget_safety()
 
 
-def _restore(ground: Ground, watch: Watch, after: Callable[[Watch], None]) -> int:
-    """Restore in a forked child, in a process group of its own; return its status, negative for a signal."""
+def _prepare(ground: Ground, act: Act) -> None:
+    """Leave the restore that a recover needs."""
+    if act.first is not None:
+        _act(ground, ACTS[act.first.act], Watch(act.first), lambda _: None)
+
+
+def _act(ground: Ground, act: Act, watch: Watch, after: Callable[[Watch], None]) -> int:
+    """Act in a forked child, in a process group of its own; return its status, negative for a signal."""
     child = os.fork()
     if not child:
         code = 1
         try:
             os.setpgid(0, 0)
-            federation = ground.open()
             watch.start()
-            restore.restore(federation, ground.checkpoint)
+            act.run(ground)
             after(watch)
             code = 0
         except BaseException:
             traceback.print_exc()
         os._exit(code)
-    deadline_s = time.monotonic() + _RESTORE_S
+    deadline_s = time.monotonic() + _ACT_S
     while True:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:

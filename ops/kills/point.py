@@ -24,7 +24,7 @@ from lych_checkpoint.vault import Vault, write_atomic
 When = Literal["before", "in", "after"]
 Who = Literal["alone", "group"]
 
-#: In the order of a restore. `journal.advance` is a step per phase.
+#: `journal.advance` is a step per phase, and one more where it says what is discarded.
 _STEPS: dict[str, Callable[..., Any]] = {
     "begin journal": journal.begin, "body.stage": body.stage, "soul.stage": Soul.stage, "soul.animate": Soul.animate,
     "wait for acks": freeze.Freeze.wait_for_acks, "drain": freeze.Freeze.drain, "journal closing": journal.advance,
@@ -34,9 +34,10 @@ _STEPS: dict[str, Callable[..., Any]] = {
     "witness awake": witness.mark_awake, "lineage": Vault.append_lineage, "write lychd.lock": write_atomic,
     "safety: bundles": body.bundle_lock, "safety: displaced": Soul.displaced, "safety: seal": seal.seal,
     "safety: publish": Vault.publish, "body.unstage": body.unstage, "mark restored": marks.mark_restored,
-    "close journal": journal.close,
+    "close journal": journal.close, "body.switch_back": body.switch_back, "soul.switch_back": Soul.switch_back,
+    "journal undone": journal.advance, "soul.discard_stage": Soul.discard_stage,
+    "journal discarding": journal.advance, "soul.discard": Soul.discard, "body.unpin": body.unpin,
 }
-STEPS = tuple(_STEPS)
 _EVENTS = ("open", "os.", "shutil.", "subprocess.Popen", "fcntl.", "socket.connect", "ctypes.call_function")
 #: A program that an event starts is killed, or orphaned, up to this much later.
 _LATER_S = 0.03
@@ -44,8 +45,9 @@ _LATER_S = 0.03
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One kill. ``event`` counts from 0 and only means something ``in`` a step."""
+    """One kill. ``act`` is what is killed; ``event`` counts from 0 and only means something ``in`` a step."""
 
+    act: str
     step: str
     when: When
     who: Who
@@ -53,12 +55,17 @@ class Point:
 
 
 class Watch:
-    """Follows one restore in this process; with a point it kills it there, without it counts the events by step."""
+    """Follows one act in this process; with a point it kills it there, without it counts the events by step.
 
-    def __init__(self, point: Point | None, later_s: float = 0.0) -> None:
+    ``spoil`` is called when the body was switched, as somebody else might just then change it.
+    """
+
+    def __init__(
+        self, point: Point | None, later_s: float = 0.0, spoil: Callable[[], None] | None = None,
+    ) -> None:
         self.events: Counter[str] = Counter()
         self.seen: list[str] = []
-        self._point, self._later_s = point, later_s
+        self._point, self._later_s, self._spoil = point, later_s, spoil
         self._codes: dict[CodeType, list[str]] = {}
         for name, function in _STEPS.items():
             self._codes.setdefault(function.__code__, []).append(name)
@@ -74,8 +81,8 @@ class Watch:
         names = self._codes.get(frame.f_code)
         if names is None or act not in ("call", "return"):
             return
-        name = names[0] if len(names) == 1 else f"journal {frame.f_locals['phase']}"
-        if name not in STEPS or (name == "write lychd.lock" and frame.f_locals["path"].name != "lychd.lock"):
+        name = names[0] if len(names) == 1 else _advanced(frame)
+        if name not in _STEPS or (name == "write lychd.lock" and frame.f_locals["path"].name != "lychd.lock"):
             return
         if act == "call":
             self.seen.append(name)
@@ -83,7 +90,10 @@ class Watch:
             self._kill_if(name, "before")
         elif name in self._inside:
             self._inside.remove(name)
+            self._kill_if(name, "in")  # fewer events than when they were counted: one that waits polls as it may
             self._kill_if(name, "after")
+            if name == "body.switch" and self._spoil is not None:
+                self._spoil()
 
     def _on_event(self, event: str, _: object) -> None:
         if not self._inside or not event.startswith(_EVENTS):
@@ -101,6 +111,10 @@ class Watch:
     def _kill_if(self, step: str, when: When) -> None:
         if self._point is not None and (self._point.step, self._point.when) == (step, when):
             _kill(self._point.who)
+
+
+def _advanced(frame: FrameType) -> str:
+    return "journal " + ("discarding" if "discarding" in frame.f_locals["facts"] else str(frame.f_locals["phase"]))
 
 
 def _kill(who: Who) -> None:

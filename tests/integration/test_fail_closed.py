@@ -7,24 +7,29 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
 import pytest
 import redis
 
-from lych_checkpoint import coordinator, gate
+from lych_checkpoint import coordinator, gate, journal, restore
+from lych_checkpoint.errors import Refused
 from lych_checkpoint.federation import Federation
+from lych_checkpoint.records import canonical
 from ops.servers.celery import CeleryProcess
+from ops.servers.redis import RedisNode
 from tests.fixtures.client import publish, wait_until
 from tests.fixtures.federation import commit, git
 from tests.fixtures.opened import wait_for_workers
-from tests.fixtures.workers import Workers
+from tests.fixtures.restoring import phase, restoring, slow_restore, standing
+from tests.fixtures.workers import Lych, Workers
 
 Opened = Callable[..., Federation]
 _COUNT = 6
+#: A supervisor: starts a worker again that ended with 75.
+_SUPERVISOR = ("sh", "-c", 'until "$@"; do test $? = 75 || exit; sleep 0.5; done', "supervisor")
 
 
 @pytest.fixture
@@ -40,26 +45,6 @@ def changed(opened: Opened, federation_root: Path, database: str) -> tuple[Feder
         connection.execute("update version set number = 2")
     gate.check(federation)
     return federation, first
-
-
-@contextmanager
-def restoring(environment: Mapping[str, str], vault: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a restore in a process of its own for the body of the `with`."""
-    child = subprocess.Popen([sys.executable, "-m", "lych_checkpoint", "restore", "latest", "--yes"],
-                             env={**os.environ, **environment}, cwd=vault.parent)
-    try:
-        yield child
-    finally:
-        child.kill()
-        child.wait()
-
-
-def phase(vault: Path) -> str:
-    """Return the phase of the open restore, or nothing."""
-    try:
-        return str(json.loads((vault / "journal.json").read_bytes())["phase"])
-    except (OSError, ValueError):
-        return ""
 
 
 def check_new_pair(
@@ -132,6 +117,109 @@ def test_worker_whose_restore_was_killed_stays_closed_until_it_leaves(
     assert workers.starts() == []
     assert workers.start("next", pool="solo", wait=False).wait_exit() == 75  # the restore is still open
     assert workers.starts() == []
+
+
+def test_code_is_deployed_twice_while_a_restore_stages(
+    changed: tuple[Federation, str], workers: Workers, federation_root: Path, database: str, redis_url: str,
+    tmp_path: Path,
+) -> None:
+    federation, first = changed
+    old, go = [workers.start("old", pool="solo")], tmp_path / "go"
+    programs = slow_restore(Path(workers.environment["LYCH_PG_BIN"]), tmp_path / "programs", go)
+    with restoring({**workers.environment, "LYCH_PG_BIN": str(programs)}, federation.vault.root) as child:
+        wait_until(Path(f"{go}.waits").exists)
+        # Each imprints a generation: the first is the one that the restore began with.
+        commit(federation_root / "core", {"core/__init__.py": "VERSION = 3\n"})
+        gate.check(federation)
+        commit(federation_root / "core", {"core/__init__.py": "VERSION = 4\n"})
+        old.append(workers.start("newer", pool="solo"))
+        go.touch()
+        assert child.wait(60) == 0
+    publish(redis_url, _COUNT)
+    assert [worker.wait_exit() for worker in old] == [75, 75]
+    assert workers.starts() == []
+    check_new_pair(workers, old[0], federation_root, first, database, redis_url, _COUNT)
+    commit(federation_root / "core", {"core/__init__.py": "VERSION = 5\n"})
+    assert gate.check(federation).verdict == "ahead"  # not rewound
+
+
+def test_redis_killed_in_the_middle_of_a_switch(
+    changed: tuple[Federation, str], workers: Workers, federation_root: Path, database: str, redis_node: RedisNode,
+    lych: Lych, tmp_path: Path,
+) -> None:
+    federation, first = changed
+    worker = workers.start("old", pool="solo")
+    wait_for_workers(federation, 1)
+    with standing("switching", workers.environment, federation, tmp_path) as (child, go_on):
+        redis_node.kill()
+        assert worker.wait_exit() == 75
+        go_on()
+        assert child.wait(60) != 0
+    redis_node.start()
+    assert lych("gate").code in (0, 75)
+    assert lych("recover").code == 0
+    assert phase(federation.vault.root) == ""
+    publish(redis_node.url, _COUNT)
+    assert workers.starts() == []
+    check_new_pair(workers, worker, federation_root, first, database, redis_node.url, _COUNT)
+
+
+@pytest.mark.parametrize(("at", "pool", "version"), [
+    ("closing", "threads", 2), ("switching", "prefork", 1), ("done", "gevent", 1)])
+def test_no_task_runs_on_a_mixed_pair_when_a_restore_is_killed(
+    changed: tuple[Federation, str], workers: Workers, redis_url: str, lych: Lych, tmp_path: Path,
+    at: str, pool: str, version: int,
+) -> None:
+    federation, _ = changed
+
+    def pairs() -> list[list[int]]:
+        with redis.Redis.from_url(redis_url) as client:
+            return [json.loads(one) for one in client.lrange("pairs", 0, -1)]
+
+    workers.start("kept", pool=pool, app="tests.fixtures.apps.paired", within=_SUPERVISOR,
+                  environment={"LYCH_QUEUE_POLICY": "keep"})
+    publish(redis_url, _COUNT)
+    wait_until(lambda: len(pairs()) == _COUNT)
+    assert pairs() == [[2, 2]] * _COUNT
+    with standing(at, workers.environment, federation, tmp_path) as (child, _):
+        publish(redis_url, _COUNT)
+        child.kill()
+        child.wait()
+    assert phase(federation.vault.root) == at
+    publish(redis_url, _COUNT)
+    assert lych("recover").code == 0
+    wait_until(lambda: len(pairs()) == 3 * _COUNT, within_s=60)
+    assert pairs()[_COUNT:] == [[version, version]] * 2 * _COUNT
+
+
+def test_an_interrupted_restore_is_undone_and_says_so(
+    changed: tuple[Federation, str], lych_environment: dict[str, str], tmp_path: Path,
+) -> None:
+    federation, _ = changed
+    with standing("closing", lych_environment, federation, tmp_path) as (child, go_on):
+        child.send_signal(signal.SIGINT)
+        wait_until(lambda: phase(federation.vault.root) != "closing" or child.poll() is not None)
+        go_on()
+        assert child.wait(60) == 130
+    (record,) = federation.vault.root.glob("notes/restore-*.json")
+    assert json.loads(record.read_bytes())["outcome"] == "undone: KeyboardInterrupt"
+    assert restore.recover(federation) == {"recovered": None}
+    assert gate.check(federation).verdict == "aligned"
+
+
+def test_recover_leaves_the_restore_of_another_host_alone(changed: tuple[Federation, str]) -> None:
+    federation, _ = changed
+    vault = federation.vault
+    journal.begin(vault, checkpoint=vault.ids()[-1], ticket="t-1", generation=9, epoch=0)
+    journal.path(vault).write_bytes(canonical({**json.loads(journal.path(vault).read_bytes()), "host": "elsewhere"}))
+    with pytest.raises(Refused, match="disk of elsewhere") as caught:
+        restore.recover(federation)
+    assert caught.value.code == "other-host"
+    (federation.settings.root / ".lych-stage" / "t-1").mkdir(parents=True)  # it is this one, under another name
+    assert restore.recover(federation)["recovered"] == "old"
+    record = json.loads((vault.root / "notes" / "restore-t-1.json").read_bytes())
+    assert (record["recovered"], record["phase"]) == (True, "undone")
+    assert record["outcome"] == "undone: interrupted before anything was displaced"
 
 
 def test_worker_that_imported_the_old_code_just_before_a_restore(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
 import pytest
 
+from lych_checkpoint import coordinator, gate, restore
+from lych_checkpoint.errors import UnknownName
+from lych_checkpoint.federation import Federation
 from tests.fixtures.federation import git
 from tests.fixtures.workers import Lych
 from tests.integration.test_create_and_restore import body_digest, change_everything, fill, soul_digest
@@ -18,6 +22,21 @@ pytestmark = pytest.mark.root
 def databases(url: str) -> list[str]:
     with psycopg.connect(url) as connection:
         return [name for (name,) in connection.execute("SELECT datname FROM pg_database ORDER BY 1")]
+
+
+def test_undo_never_means_an_older_restore(
+    opened: Callable[..., Federation], federation_root: Path, database: str,
+) -> None:
+    fill(database)
+    federation = opened()
+    sealed = coordinator.create(federation, coordinator.Request())["id"]
+    change_everything(federation_root, database)
+    gate.check(federation)
+    kept = restore.restore(federation, sealed)["safety"]
+    assert restore.newest_safety(federation) == kept
+    restore.restore(federation, sealed, safety=False)
+    with pytest.raises(UnknownName, match="kept nothing"):
+        restore.newest_safety(federation)
 
 
 def test_no_room_for_the_displaced(

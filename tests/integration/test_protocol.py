@@ -57,7 +57,7 @@ def lost() -> None:
 class Worker:
     """A member with its barrier, without Celery around it: the test decides when it looks."""
 
-    def __init__(self, store: Store, name: str, directory: Path, generation: int = 1) -> None:
+    def __init__(self, store: Store, name: str, directory: Path, era: int = 0) -> None:
         self.boot = uuid.uuid4().hex
         self.exits: list[int] = []
         self.started: list[str] = []
@@ -66,7 +66,7 @@ class Worker:
         self._descriptor = os.open(self.alive_file, os.O_CREAT | os.O_RDWR)
         fcntl.flock(self._descriptor, fcntl.LOCK_EX)
         entry = roster.Entry(name=name, boot=self.boot, pool="solo", identity=Identity.mine(),
-                             alive_file=str(self.alive_file), loaded="sha256:1", disk="", generation=generation)
+                             alive_file=str(self.alive_file), loaded="sha256:1", disk="", generation=era + 1, era=era)
         self.member = Member(store, entry, leave=lambda code, _why: self.exits.append(code),
                              is_ours=lambda: self.stands, disk=lambda: "sha256:1", answer=lambda _store: None)
         self.barrier = Barrier(self._start, exempt=lambda _name: False, places=None,
@@ -373,9 +373,9 @@ def test_worker_that_registers_while_a_restore_closes_leaves(store: Store, worke
     assert one.exits == [75]
 
 
-def test_worker_of_an_older_generation_leaves(store: Store, worker: Callable[..., Worker]) -> None:
+def test_worker_of_an_older_era_leaves(store: Store, worker: Callable[..., Worker]) -> None:
     marks.mark_restored(store, 7)
-    older, newer = worker("older", generation=6), worker("newer", generation=7)
+    older, newer = worker("older", era=6), worker("newer", era=7)
     older.member.look()
     newer.member.look()
     assert (older.exits, newer.exits) == ([75], [])

@@ -42,7 +42,8 @@ def test_a_restores_whole_life(vault: Vault) -> None:
 
 def test_a_restore_never_goes_back(vault: Vault) -> None:
     begin(vault)
-    journal.advance(vault, "switching")
+    for phase in ("closing", "switching"):
+        journal.advance(vault, phase)
     for phase in ("staging", "closing"):
         with pytest.raises(Refused) as caught:
             journal.advance(vault, phase)
@@ -50,6 +51,26 @@ def test_a_restore_never_goes_back(vault: Vault) -> None:
     entry = journal.read(vault)
     assert entry is not None
     assert entry.phase == "switching"
+
+
+@pytest.mark.parametrize("before", ["staging", "closing", "switching"])
+def test_an_undone_restore_never_goes_on(vault: Vault, before: str) -> None:
+    begin(vault)
+    for phase in ("closing", "switching") if before == "switching" else (before,):
+        journal.advance(vault, phase)
+    assert journal.advance(vault, "undone", why="no").why == "no"
+    for phase in ("staging", "closing", "switching", "done"):
+        with pytest.raises(Refused) as caught:
+            journal.advance(vault, phase)
+        assert caught.value.code == "journal-order"
+
+
+def test_a_restore_that_is_done_is_never_undone(vault: Vault) -> None:
+    begin(vault)
+    for phase in ("closing", "switching", "done"):
+        journal.advance(vault, phase)
+    with pytest.raises(Refused, match="done cannot be undone"):
+        journal.advance(vault, "undone")
 
 
 def test_nothing_open_cannot_advance(vault: Vault) -> None:
