@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lych_checkpoint.body.area import Area, safe_name
 from lych_checkpoint.body.members import Member, each
+from lych_checkpoint.body.returning import Returning
 from lych_checkpoint.body.scans import left_out_of
 from lych_checkpoint.body.sound import Sound, open_sound
 from lych_checkpoint.errors import Refused
@@ -106,8 +107,7 @@ def bundle_lock(
     into.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def one(reader: Reader, pin: RepoPin) -> str:
-        moved = area.repository("old", pin.path)
-        sound = open_sound(reader, moved if moved.exists() else area.root / pin.path)
+        sound = open_sound(reader, Returning(area).repository(pin.path) or area.root / pin.path)
         if pin.commit == UNREADABLE:
             return ""
         if sound is None:

@@ -8,8 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
@@ -20,13 +19,8 @@ from lych_checkpoint import coordinator, inspection, rehearsal
 from lych_checkpoint.errors import Damage, GateRefused, LockHeld, Refused
 from lych_checkpoint.federation import Federation
 from lych_checkpoint.lease import lock
-from ops.kills.__main__ import place
-from ops.servers.child import ServerError
-from ops.servers.filesystems import make_pgdata_subvolume
-from ops.servers.postgres import PostgresNode
 from tests.fixtures.client import wait_until
 from tests.fixtures.federation import commit, make_repository
-from tests.fixtures.lacking import lacks, need_root
 from tests.fixtures.workers import Lych, Workers
 
 Opened = Callable[..., Federation]
@@ -36,24 +30,6 @@ with psycopg.connect(os.environ["LYCH_DATABASE_URL"]) as soul:
     count = soul.execute("select count(*) from kept").fetchone()[0]
     print(count, open(os.environ["LYCH_ROOT"] + "/core/README").read().strip(), soul.info.dbname)
 """
-
-
-@pytest.fixture(params=["dump", "btrfs"])
-def soul(request: pytest.FixtureRequest, database: str) -> Iterator[dict[str, str]]:
-    """The settings of a server for each driver."""
-    if request.param == "dump":
-        yield {"LYCH_DATABASE_URL": database, "LYCH_DRIVER": "dump"}
-        return
-    need_root()
-    with ExitStack() as stack:
-        try:
-            home = stack.enter_context(place("btrfs"))
-        except ServerError as error:
-            lacks(str(error))
-        make_pgdata_subvolume(home / "pgdata")
-        node = stack.enter_context(PostgresNode.start_new(home))
-        node.run("createdb", "soul")
-        yield {"LYCH_DATABASE_URL": node.url("soul"), "LYCH_DRIVER": "btrfs", "LYCH_PGDATA": str(node.pgdata)}
 
 
 @pytest.fixture
@@ -81,6 +57,7 @@ def traces(federation: Federation, root: Path) -> list[str]:
     return found + [str(path) for path in root.glob(".lych-stage")]
 
 
+@pytest.mark.parametrize("soul", ["dump", "btrfs", "reflink", "pitr"], indirect=True)
 def test_a_rehearsal_checks_the_pair_aside_and_leaves_only_a_note(
     opened: Opened, lych: Lych, federation_root: Path, soul: dict[str, str],
 ) -> None:
@@ -98,7 +75,7 @@ def test_a_rehearsal_checks_the_pair_aside_and_leaves_only_a_note(
     assert said.json["amcheck"] == "passed"
     output = (federation.vault.root / "notes" / f"rehearsal-{one}.log").read_text().split()
     assert output[:3] == ["100", "the", "core"]
-    assert (output[3] == "soul") == (soul["LYCH_DRIVER"] == "btrfs")  # a server of its own, or a scratch database
+    assert (output[3] == "soul") == (soul["LYCH_DRIVER"] != "dump")  # a server of its own, or a scratch database
     assert traces(federation, federation_root) == []
     assert (federation_root / "core" / "README").read_text() == "changed\n"
     with psycopg.connect(soul["LYCH_DATABASE_URL"]) as connection:
@@ -154,6 +131,7 @@ def test_a_rehearsal_that_fails_says_so_in_the_list_and_leaves_nothing(
         rehearsal.rehearse(federation, one)
 
 
+@pytest.mark.parametrize("soul", ["dump", "btrfs"], indirect=True)
 def test_a_killed_rehearsal_is_swept_by_the_next(
     opened: Opened, federation_root: Path, soul: dict[str, str], tmp_path: Path,
 ) -> None:
