@@ -15,7 +15,7 @@ from lych_checkpoint import body, eras, hosts, journal, witness
 from lych_checkpoint.database import Connection, connect
 from lych_checkpoint.database.server import identity, same
 from lych_checkpoint.eras import Present
-from lych_checkpoint.errors import GateRefused, GateUnsure
+from lych_checkpoint.errors import GateRefused, GateUnsure, Refused
 from lych_checkpoint.federation import Federation
 from lych_checkpoint.settings import Settings
 from lych_checkpoint.witness import Witness
@@ -258,9 +258,13 @@ def _refuse_foreign(known: Witness, soul: str, last: dict[str, Any] | None) -> N
 
 
 def _refuse_slept(federation: Federation, report: Report) -> None:
-    """Refuse the body that a restore displaced while this host was away: it is no upgrade."""
+    """Refuse a body that a restore took back while this host was away: it is no upgrade."""
     commits = {path: one.disk for path, one in report.repos.items() if one.disk}
-    if hosts.has_slept(federation.settings.root, federation.vault.lineage(), commits):
+    try:
+        signature, _ = body.pins(federation.found())
+    except Refused:
+        signature = ""  # a repository cannot be read: the report says so
+    if hosts.has_slept(federation.settings.root, federation.vault.lineage(), commits, signature):
         unsure = GateUnsure("a restore took this body back while this host was away", str(federation.settings.root),
                             "start a worker here: it checks out what the restore brought back", hosts.SLEPT)
         unsure.facts = report.as_json()
