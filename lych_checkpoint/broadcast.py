@@ -6,6 +6,8 @@ import logging
 from typing import Any
 
 from lych_checkpoint.errors import Away, Refused
+from lych_checkpoint.lease import roster
+from lych_checkpoint.lease.connection import Store
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +63,21 @@ def send(app: Any, task: str, arguments: dict[str, Any]) -> str:
         return str(app.send_task(task, kwargs=arguments, retry=False).id)
     except Exception as error:
         raise _away(error) from error
+
+
+def refuse_strangers(app: Any, store: Store) -> None:
+    """Make sure that every worker of this app is in the roster: no other would freeze.
+
+    Raises:
+        Refused: one answers ping and is not (code ``stranger``).
+        Away: broker or Redis cannot be reached.
+    """
+    found = strangers(app, {entry.name for entry in roster.entries(store).values()}, store.keys.uuid)
+    if found:
+        raise Refused(
+            f"the worker {min(found)} answers ping and is not in the roster: it would not freeze",
+            "workers", "start it with lych_checkpoint.install(app), or stop it", "stranger",
+        )
 
 
 def strangers(app: Any, known: set[str], uuid: str) -> set[str]:

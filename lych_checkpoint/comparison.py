@@ -62,8 +62,7 @@ def _side(federation: Federation, name: str) -> tuple[str, tuple[RepoPin, ...], 
 
 
 def _dirty(federation: Federation) -> dict[str, dict[str, Any] | None]:
-    found = body.uncommitted(federation.found(), federation.settings.root, federation.leave_out())
-    return {path: asdict(one) if one else None for path, one in found.items()}
+    return {path: asdict(one) if one else None for path, one in federation.uncommitted().items()}
 
 
 def _changes(old: Environment, new: Environment) -> dict[str, dict[str, str]]:

@@ -20,7 +20,7 @@ from lych_checkpoint import body, broadcast, environment, freeze, journal, rebui
 from lych_checkpoint.database import connect
 from lych_checkpoint.errors import CheckpointError, LockHeld, Refused, RestoreOpen
 from lych_checkpoint.federation import Federation
-from lych_checkpoint.lease import gone, lock, requests, roster
+from lych_checkpoint.lease import gone, lock, requests
 from lych_checkpoint.lease.connection import Store
 from lych_checkpoint.manifest import Environment, FreezeFacts, Manifest, SoulFacts
 from lych_checkpoint.soul import Capture, Soul
@@ -180,13 +180,7 @@ def _preflight(federation: Federation, store: Store, app: Any) -> None:
     gone.settle(store)
     if app is not None:
         broadcast.check_fanout(app)
-        known = {entry.name for entry in roster.entries(store).values()}
-        strangers = broadcast.strangers(app, known, store.keys.uuid)
-        if strangers:
-            raise Refused(
-                f"the worker {min(strangers)} answers ping and is not in the roster: it would not freeze",
-                "workers", "start it with lych_checkpoint.install(app), or stop it", "stranger",
-            )
+        broadcast.refuse_strangers(app, store)
 
 
 @contextmanager

@@ -90,3 +90,17 @@ def present(lineage: Iterable[Mapping[str, Any]], restored: int) -> Present:
         here = max((one for one in restores if one <= int(record["base"]) and one < here), default=0)
         past[here] = Moment(int(record["epoch"]), int(record["frozen_ms"]))
     return Present(era=era, past=past)
+
+
+def gone(lineage: Iterable[Mapping[str, Any]]) -> list[range]:
+    """Return the generations that restores took back for good, by the lineage.
+
+    Each range ends before the generation that its restore made. What an undo brought back is in none of them.
+    """
+    restores = {int(one["generation"]): one for one in lineage if one["kind"] == "restore"}
+    here, found = max(restores, default=0), []
+    while "base" in (record := restores.get(here, {})):
+        base = int(record["base"])
+        found.append(range(base + 1, here))
+        here = max((one for one in restores if one <= base and one < here), default=0)
+    return found

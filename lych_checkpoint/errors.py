@@ -19,6 +19,8 @@ All survive pickling (prefork children send them through a pipe) and become the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 
@@ -122,3 +124,35 @@ class GateRefused(CheckpointError):
 
     exit_code = 78
     default_code = "gate-refused"
+
+
+#: Refusals of a file system or a lock that may be others a minute later.
+_PASSING = ("vault-full", "vault-unwritable", "root-read-only", "no-room", "locked", "git-failed")
+
+
+def at_the_gate(error: CheckpointError) -> CheckpointError:
+    """Return the same error as the gate says it: `GateUnsure` for what may pass by itself, `GateRefused` for damage.
+
+    So every supervisor needs two codes: 75 starts again, 78 waits for a person. A bad setting remains 2.
+    """
+    if isinstance(error, Damage) or (isinstance(error, Refused) and error.code not in _PASSING):
+        said: type[CheckpointError] = GateRefused
+    elif isinstance(error, Refused | RestoreOpen | LockHeld | FreezeError):
+        said = GateUnsure
+    else:
+        return error
+    answer = said(error.what, error.where, error.mend, error.code)
+    answer.facts = error.facts
+    return answer
+
+
+@contextmanager
+def gate_answers() -> Iterator[None]:
+    """Let what stops the block be said as the gate says it; see `at_the_gate`."""
+    try:
+        yield
+    except CheckpointError as error:
+        answer = at_the_gate(error)
+        if answer is error:
+            raise
+        raise answer from error

@@ -67,6 +67,10 @@ class Federation:
         """Return whatever stands where core and extensions should, sound or not."""
         return body.find(self.settings.root, self.settings.core, self.settings.extensions)
 
+    def uncommitted(self) -> dict[str, body.Uncommitted | None]:
+        """Return by repository what lies on top of its commit; None where that cannot be read."""
+        return body.uncommitted(self.found(), self.settings.root, self.leave_out())
+
     def strays(self) -> list[str]:
         """Return a sentence for each repository below the root that no setting names."""
         settings = self.settings

@@ -1,7 +1,7 @@
 """The rehydration gate: does the code on disk belong to the data's own record of its code?
 
 Aligned boots; ahead boots and imprints; all else refuses with the command that mends it. "No" is `GateRefused` (78);
-"cannot know yet" is `GateUnsure` or `Away` (75).
+"cannot know yet" is `GateUnsure` or `Away` (75). Uncommitted work is a warning, never a refusal.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lych_checkpoint import body, eras, hosts, journal, witness
 from lych_checkpoint.database import Connection, connect
 from lych_checkpoint.database.server import identity, same
 from lych_checkpoint.eras import Present
-from lych_checkpoint.errors import GateRefused, GateUnsure
+from lych_checkpoint.errors import GateRefused, GateUnsure, Refused, gate_answers
 from lych_checkpoint.federation import Federation
 from lych_checkpoint.settings import Settings
 from lych_checkpoint.witness import Witness
@@ -41,19 +41,22 @@ class RepoVerdict:
 class Report:
     """What the gate saw.
 
-    ``generation`` is the witness's, after an imprint if there was one; ``restored`` that of the last restore.
+    ``generation`` is the witness's, after an imprint if there was one; ``restored`` that of the last restore;
+    ``dirty`` names the repositories with uncommitted work, None where nobody looked.
     """
 
     verdict: str
     generation: int
     restored: int
     repos: dict[str, RepoVerdict]
+    dirty: list[str] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the object of `gate --json` (without ``schema``)."""
         return asdict(self)
 
 
+@gate_answers()
 def check(
     federation: Federation | None = None, *, loaded: dict[str, str] | None = None,
     before_imprint: Callable[[], None] | None = None,
@@ -77,10 +80,7 @@ def check(
         known = witness.read(connection)
         if known is None:
             known = _first_witness(federation, connection)
-        if known.uuid != federation.uuid:
-            raise GateRefused("vault and database belong to different federations", str(federation.vault.root),
-                              "set LYCH_VAULT or LYCH_DATABASE_URL to the pair that belongs together",
-                              "gate-foreign")
+        _refuse_other(federation, known)
         if loaded is not None and loaded != _fingerprint(federation):
             raise GateUnsure("the code changed since this process imported it", str(federation.settings.root),
                              "start the process again", "changed-since-import")
@@ -109,6 +109,7 @@ def check(
             known = witness.imprint(connection, *body.pins(federation.members()))
             federation.vault.append_lineage("imprint", known.generation, known.signature, soul=soul)
             logger.info("Imprinted generation %d", known.generation, extra={"event": "gate.imprinted"})
+            report = with_dirt(federation, report)  # once for each upgrade: an aligned boot must not wait for it
         elif last is None or known.generation > int(last["generation"]):
             federation.vault.append_lineage("catch-up", known.generation, known.signature, soul=soul)
     return replace(report, generation=known.generation)
@@ -120,6 +121,7 @@ def adopt(federation: Federation, reason: str) -> Report:
     For a wanted downgrade, a removed extension or rewritten history.
 
     Raises:
+        GateRefused: vault and data are two federations', or the data have no witness and the vault has a past.
         GateUnsure: a restore is open.
         Away: the database or the vault cannot be reached.
     """
@@ -127,13 +129,21 @@ def adopt(federation: Federation, reason: str) -> Report:
     refuse_open_restore(federation)
     last = federation.vault.last_lineage()
     with connect(federation.settings.need("database_url")) as connection:
-        witness.init(connection, federation.settings.federation)
+        _refuse_other(federation, witness.read(connection) or _first_witness(federation, connection))
         known = witness.imprint(connection, *body.pins(federation.members()),
                                 above=int(last["generation"]) if last else 0)
         soul = identity(connection)
     federation.vault.append_lineage("adopt", known.generation, known.signature, soul=soul, reason=reason)
     logger.warning("Adopted generation %d: %s", known.generation, reason, extra={"event": "gate.adopted"})
     return look(federation, known)
+
+
+def with_dirt(federation: Federation, report: Report) -> Report:
+    """Look for uncommitted work and warn of it: the witness names commits, and other bytes lie on top of them."""
+    dirty = [path for path, one in federation.uncommitted().items() if one is None or one.count]
+    if dirty:
+        logger.warning("Uncommitted work in %s", ", ".join(dirty), extra={"event": "gate.dirty"})
+    return replace(report, dirty=dirty)
 
 
 def look(federation: Federation, known: Witness) -> Report:
@@ -220,6 +230,12 @@ def _refuse_unless(aligned: bool, known: Witness) -> None:
                          "lych-checkpoint recover", "restore-open")
 
 
+def _refuse_other(federation: Federation, known: Witness) -> None:
+    if known.uuid != federation.uuid:
+        raise GateRefused("vault and database belong to different federations", str(federation.vault.root),
+                          "set LYCH_VAULT or LYCH_DATABASE_URL to the pair that belongs together", "gate-foreign")
+
+
 def _first_witness(federation: Federation, connection: Connection) -> Witness:
     last = federation.vault.last_lineage()
     if last is not None and int(last["generation"]) > 0:
@@ -262,9 +278,13 @@ def _refuse_foreign(known: Witness, soul: str, last: dict[str, Any] | None) -> N
 
 
 def _refuse_slept(federation: Federation, report: Report) -> None:
-    """Refuse the body that a restore displaced while this host was away: it is no upgrade."""
+    """Refuse a body that a restore took back while this host was away: it is no upgrade."""
     commits = {path: one.disk for path, one in report.repos.items() if one.disk}
-    if hosts.has_slept(federation.settings.root, federation.vault.lineage(), commits):
+    try:
+        signature, _ = body.pins(federation.found())
+    except Refused:
+        signature = ""  # a repository cannot be read: the report says so
+    if hosts.has_slept(federation.settings.root, federation.vault.lineage(), commits, signature):
         unsure = GateUnsure("a restore took this body back while this host was away", str(federation.settings.root),
                             "start a worker here: it checks out what the restore brought back", hosts.SLEPT)
         unsure.facts = report.as_json()

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lych_checkpoint import body
+from lych_checkpoint import body, eras
 from lych_checkpoint.errors import CheckpointError, FreezeError, Refused
 from lych_checkpoint.lease import following, roster
 from lych_checkpoint.lease.connection import Store
@@ -81,13 +81,28 @@ def displaced(lock: BodyLock) -> str:
     return digest(canonical(lock.commits))
 
 
-def has_slept(root: Path, lineage: Iterable[Mapping[str, Any]], commits: Mapping[str, str]) -> bool:
-    """Say whether this checkout is just what a restore displaced, and has not followed that restore.
+def has_slept(
+    root: Path, lineage: Iterable[Mapping[str, Any]], commits: Mapping[str, str], signature: str,
+) -> bool:
+    """Say whether this checkout is of a future that a restore took back, and has not followed that restore.
 
-    Without this its commits would look like an upgrade: they are ahead of what the restore brought back.
+    Just what it displaced, or what the soul had been given in between: a host that was away, or whose turn in a
+    rolling deployment was still to come. Their commits are ahead of what came back, and would look like an upgrade.
+
+    Args:
+        root: LYCH_ROOT.
+        lineage: its records.
+        commits: as checked out, by repository.
+        signature: of the body as checked out; empty if it cannot be read.
     """
-    seen, standing = Host(root).restored, digest(canonical(dict(commits)))
-    return any(record.get("displaced") == standing and int(record["generation"]) > seen for record in lineage)
+    records, seen, standing = list(lineage), Host(root).restored, digest(canonical(dict(commits)))
+    if any(one.get("displaced") == standing and int(one["generation"]) > seen for one in records):
+        return True
+    lost = [span for span in eras.gone(records) if span.stop > seen]
+    era = max((span.stop for span in lost), default=0)
+    lived = [int(one["generation"]) for one in records if one["signature"] == signature and one["kind"] != "restore"]
+    # The same body may have been deployed anew since: then it is an upgrade that this host missed nothing of.
+    return any(number in span for span in lost for number in lived) and not any(number > era for number in lived)
 
 
 def follow(root: Path, generation: int) -> None:

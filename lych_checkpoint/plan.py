@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from lych_checkpoint import body, restore, soul, witness
 from lych_checkpoint.database import activity, connect, speaking
+from lych_checkpoint.database.server import describe
+from lych_checkpoint.drivers import HELPED
 from lych_checkpoint.federation import Federation
 from lych_checkpoint.manifest import BodyLock, Manifest
 from lych_checkpoint.restoration import PHASES, RESTORED, next_generation
@@ -25,10 +28,12 @@ def plan(federation: Federation, name: str, waiting: dict[str, int] | None = Non
     Returns:
         ``checkpoint``, ``created_at``, ``age_s``, ``driver``, ``generation`` {from, to}; ``repos`` by path: ``from``
         and ``to`` (commits, None where there is no repository), ``relation``, ``comes`` and ``goes`` (how many
-        commits, and the newest by name, or None where nobody can know); ``rows`` by table {inserted, updated,
-        deleted} since the checkpoint, by the server's statistics, or None; ``safety`` {needed_bytes, free_bytes,
-        fits}; ``queues`` {waiting (by queue), policy}, or None where the broker was not asked; ``expected`` {runs,
-        total_s, still_s}, medians of earlier restores by this driver, or None.
+        commits, and the newest by name, or None where nobody can know) and ``uncommitted`` {count, named, size_bytes}
+        (what lies on top and goes too, None where nobody can know); ``neighbours``: other databases of the cluster
+        that go back too; ``rows`` by table {inserted, updated, deleted} since the checkpoint, by the server's
+        statistics, or None; ``safety`` {needed_bytes, free_bytes, fits}; ``queues`` {waiting (by queue), policy}, or
+        None where the broker was not asked; ``expected`` {runs, total_s, still_s}, medians of earlier restores by
+        this driver, or None.
 
     Raises:
         UnknownName: no such checkpoint.
@@ -36,16 +41,19 @@ def plan(federation: Federation, name: str, waiting: dict[str, int] | None = Non
     """
     manifest = restore.verified(federation, name)
     settings = federation.settings
-    needed_bytes, free_bytes = restore.room(federation)
+    uncommitted = federation.uncommitted()
+    needed_bytes, free_bytes = restore.room(federation, uncommitted)
     with connect(settings.need("database_url")) as connection, speaking(connection):
         known = witness.read(connection)
         present = activity.read(connection)
+        neighbours = describe(connection).neighbours if manifest.soul.driver in HELPED else ()
     created = datetime.fromisoformat(manifest.created_at)
     return {
         "checkpoint": manifest.id, "created_at": manifest.created_at, "driver": manifest.soul.driver,
         "age_s": round((datetime.now(UTC) - created).total_seconds()),
         "generation": {"from": known.generation if known else None, "to": next_generation(federation, known)},
-        "repos": _repos(federation, manifest),
+        "repos": _repos(federation, manifest, uncommitted),
+        "neighbours": list(neighbours),
         "rows": _rows(federation, manifest, known, present),
         "safety": {"needed_bytes": needed_bytes, "free_bytes": free_bytes, "fits": needed_bytes <= free_bytes},
         "queues": None if waiting is None else {"waiting": waiting, "policy": settings.queue_policy},
@@ -53,14 +61,17 @@ def plan(federation: Federation, name: str, waiting: dict[str, int] | None = Non
     }
 
 
-def _repos(federation: Federation, manifest: Manifest) -> dict[str, Any]:
+def _repos(
+    federation: Federation, manifest: Manifest, uncommitted: Mapping[str, body.Uncommitted | None],
+) -> dict[str, Any]:
     settings = federation.settings
     path = federation.vault.path(manifest.id) / "lychd.lock"
     sealed = BodyLock.loads(path.read_text(), str(path))
     standing = body.present(settings.root, settings.core, settings.extensions)
     return {
         path: {"from": one.old or None, "to": one.new or None, "relation": one.relation,
-               "comes": asdict(one.comes) if one.comes else None, "goes": asdict(one.goes) if one.goes else None}
+               "comes": asdict(one.comes) if one.comes else None, "goes": asdict(one.goes) if one.goes else None,
+               "uncommitted": asdict(loose) if (loose := uncommitted.get(path)) else None}
         for path, one in body.compare(standing, sealed.repos, settings.root).items()
     }
 

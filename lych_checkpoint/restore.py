@@ -8,7 +8,7 @@ and back again if on is not possible. What the switch displaces is kept whole an
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lych_checkpoint import body, freeze, inspection, journal
@@ -41,7 +41,7 @@ def restore(federation: Federation, name: str, app: Any = None, *, safety: bool 
             raise RestoreOpen("an earlier restore has not ended", str(federation.vault.root),
                               "lych-checkpoint recover")
         manifest = verified(federation, name)
-        needed_bytes, free_bytes = room(federation)
+        needed_bytes, free_bytes = room(federation, federation.uncommitted())
         if safety and needed_bytes > free_bytes:
             raise Refused(f"what it displaces may need {needed_bytes >> 20} MiB; {free_bytes >> 20} are free",
                           str(federation.vault.root), "make room, or restore with --no-safety", "no-room")
@@ -63,12 +63,15 @@ def restore(federation: Federation, name: str, app: Any = None, *, safety: bool 
         return work.document()
 
 
-def room(federation: Federation) -> tuple[int, int]:
+def room(federation: Federation, uncommitted: Mapping[str, body.Uncommitted | None]) -> tuple[int, int]:
     """Return the bytes that a safety copy may need in the vault, and those that are free there.
 
-    Only bundles lie there: the displaced data stay where they are, under another name.
+    Only bundles lie there, of all commits and of what is ``uncommitted``: the displaced data stay where they are,
+    under another name.
     """
-    return body.weight_bytes(federation.found()), shutil.disk_usage(federation.vault.root).free
+    loose_bytes = sum(one.size_bytes for one in uncommitted.values() if one is not None)
+    # The raw tree of a dirty repository is kept in the vault, and bundled besides.
+    return body.weight_bytes(federation.found()) + 2 * loose_bytes, shutil.disk_usage(federation.vault.root).free
 
 
 def newest_safety(federation: Federation) -> str:

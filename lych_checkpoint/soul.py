@@ -197,7 +197,9 @@ class Soul:
                 environment=secret)
         except Refused as error:
             if error.facts.get("exit") == _AMCHECK_DAMAGE:
-                raise Damage(f"pg_amcheck: {error.what}", host_and_name(url), "restore another checkpoint") from error
+                # It names the relation first, then what is wrong there, and goes on to the next one.
+                raise Damage(f"pg_amcheck: {' '.join(error.facts['said'][:2])}", host_and_name(url),
+                             "restore another checkpoint") from error
             return f"left out: {error.what}"
         return "passed"
 

@@ -14,4 +14,5 @@ pytest_plugins = [
     "tests.fixtures.stamps",
     "tests.fixtures.durable",
     "tests.fixtures.hosts",
+    "tests.fixtures.souls",
 ]

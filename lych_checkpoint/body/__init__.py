@@ -2,7 +2,7 @@
 
 from lych_checkpoint.body.area import PLACE
 from lych_checkpoint.body.checking import Standing, fingerprint, lockfiles, pins, relation, survey, verify
-from lych_checkpoint.body.comparing import Comparison, compare, present, uncommitted
+from lych_checkpoint.body.comparing import Comparison, Uncommitted, compare, present, uncommitted
 from lych_checkpoint.body.dirt import Policy
 from lych_checkpoint.body.displacing import bundle_lock, displace, weight_bytes
 from lych_checkpoint.body.members import Member, discover, find, strays
@@ -14,7 +14,7 @@ from lych_checkpoint.repository.objects import Verdict
 from lych_checkpoint.repository.scratch import sweep
 
 __all__ = [
-    "PLACE", "Comparison", "Member", "Policy", "Scan", "Standing", "Verdict", "bundle", "bundle_lock",
+    "Comparison", "Member", "PLACE", "Policy", "Scan", "Standing", "Uncommitted", "Verdict", "bundle", "bundle_lock",
     "clear_locks", "compare", "discover", "displace", "find", "fingerprint", "is_staged", "lacking", "lock_of",
     "lockfiles", "make_root", "pin", "pinned", "pins", "present", "recheck", "relation", "scan", "scanning", "stage",
     "strays", "survey", "sweep", "switch", "switch_back", "uncommitted", "unpin", "unstage", "verify", "weight_bytes",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -62,10 +63,11 @@ def _present(reader: Reader, member: Member) -> RepoPin | None:
 
 @dataclass(frozen=True, slots=True)
 class Uncommitted:
-    """How many files of a repository are not as its commit says, and the first of them, each as ``name (what)``."""
+    """How many files of a repository are not as its commit says, their bytes, and the first, as ``name (what)``."""
 
     count: int
     named: tuple[str, ...]
+    size_bytes: int = 0
 
 
 def uncommitted(
@@ -94,7 +96,15 @@ def _uncommitted(reader: Reader, member: Member, leave_out: tuple[bytes, ...]) -
             found = worktree.changes(lens)
     except Refused:
         return None
-    return Uncommitted(len(found), tuple(str(change) for change in found[:MOST_NAMED]))
+    return Uncommitted(len(found), tuple(str(change) for change in found[:MOST_NAMED]),
+                       sum(_size_bytes(member.directory, change.path) for change in found))
+
+
+def _size_bytes(directory: Path, path: bytes) -> int:
+    try:
+        return os.lstat(os.path.join(os.fsencode(directory), path)).st_size
+    except OSError:
+        return 0  # deleted
 
 
 def compare(old: Sequence[RepoPin], new: Sequence[RepoPin], root: Path) -> dict[str, Comparison]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from lych_checkpoint.body.area import Area, flush, safe_name
 from lych_checkpoint.body.members import Member, each
+from lych_checkpoint.body.returning import Returning
 from lych_checkpoint.body.scans import left_out_of
 from lych_checkpoint.body.sound import Sound, open_sound
 from lych_checkpoint.errors import Refused
@@ -19,6 +21,8 @@ from lych_checkpoint.repository.capture import capture
 from lych_checkpoint.repository.lens import opened
 from lych_checkpoint.repository.objects import Reader, reading
 from lych_checkpoint.repository.place import UNREADABLE, Repository
+
+_NICE = 10
 
 
 def displace(
@@ -108,6 +112,8 @@ def bundle_lock(
 ) -> list[str]:
     """Write bundles of every repository of a displaced body, before or after the switch; as `bundle`.
 
+    Nobody waits for it, so it gives way to whoever wants the CPU: after a restore that are the workers that start.
+
     Raises:
         Refused: an object is missing (``bundle-failed``).
     """
@@ -116,8 +122,9 @@ def bundle_lock(
     into.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def one(reader: Reader, pin: RepoPin) -> str:
-        moved = area.repository("old", pin.path)
-        sound = open_sound(reader, moved if moved.exists() else area.root / pin.path)
+        thread = threading.get_native_id()  # Linux has a niceness for each thread, and its gits inherit it
+        os.setpriority(os.PRIO_PROCESS, thread, max(_NICE, os.getpriority(os.PRIO_PROCESS, thread)))
+        sound = open_sound(reader, Returning(area).repository(pin.path) or area.root / pin.path)
         if pin.commit == UNREADABLE:
             return ""
         if sound is None:

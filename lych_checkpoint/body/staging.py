@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lych_checkpoint.body.area import Area, flush, safe_name
 from lych_checkpoint.body.members import each
+from lych_checkpoint.body.returning import Returning, copy
 from lych_checkpoint.body.sound import Sound, open_sound
 from lych_checkpoint.errors import CheckpointError, Refused
 from lych_checkpoint.manifest import BodyLock, RepoPin
@@ -23,15 +24,21 @@ from lych_checkpoint.repository.place import Repository
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What one repository needs. ``sound`` is None where it must be made anew; ``files`` are the bundles for it."""
+    """What one repository needs. ``sound`` is None where it must be made anew; ``files`` are the bundles for it.
+
+    ``waiting`` is what an earlier restore set aside of it: taken whole, in place of one made from bundles alone.
+    """
 
     pin: RepoPin
     sound: Sound | None
     files: list[Path]
+    waiting: Path | None = None
 
 
 def stage(lock: BodyLock, root: Path, bundles: Path, ticket: str) -> None:
     """Bring every commit of ``lock`` into its repository; make missing repositories aside. Workers may run.
+
+    Where ``lock`` is of a body that a restore displaced, what that set aside whole comes back as it was.
 
     Args:
         lock: what is to come back.
@@ -44,11 +51,12 @@ def stage(lock: BodyLock, root: Path, bundles: Path, ticket: str) -> None:
             (``bundle-broken``), a commit has another tree than the lock says (``lock-tree``), or a repository that
             must be replaced cannot be moved (``not-movable``). Nothing visible changed and nothing is left staged.
     """
-    area = Area(root.absolute(), ticket)
+    area, returning = Area(root.absolute(), ticket), Returning.of(lock, root.absolute())
     with area.held(), reading() as reader:
         try:
-            plans = each(lambda pin: _plan(reader, pin, lock.repos, area, bundles), lock.repos)
+            plans = each(lambda pin: _plan(reader, pin, lock.repos, area, bundles, returning), lock.repos)
             each(lambda plan: _carry_out(reader, plan, area), plans)
+            each(lambda pin: returning.bring_files(pin.path, area), lock.repos)
             flush([area.path])
         except CheckpointError as error:
             try:
@@ -104,13 +112,19 @@ def unstage(lock: BodyLock, root: Path, ticket: str) -> None:
     area.clear()
 
 
-def _plan(reader: Reader, pin: RepoPin, pins: Sequence[RepoPin], area: Area, folder: Path) -> _Plan:
+def _plan(
+    reader: Reader, pin: RepoPin, pins: Sequence[RepoPin], area: Area, folder: Path, returning: Returning,
+) -> _Plan:
     directory = area.root / pin.path
     sound = open_sound(reader, directory)
     if sound is not None and _holds(reader, sound.repository, pin):
         return _Plan(pin, sound, [])
     if sound is None:
         _refuse_immovable(pin, pins, directory)
+        waiting = returning.repository(pin.path)
+        kept = open_sound(reader, waiting) if waiting else None
+        if kept is not None and reader.holds(kept.repository, pin.commit):
+            return _Plan(pin, None, [] if _holds(reader, kept.repository, pin) else _files(pin, folder), waiting)
     return _Plan(pin, sound, _files(pin, folder))
 
 
@@ -148,11 +162,14 @@ def _carry_out(reader: Reader, plan: _Plan, area: Area) -> None:
     if plan.sound is None:
         _make_aside(reader, plan, area)
         return
-    repository = plan.sound.repository
+    _complete(reader, plan.sound.repository, plan)
+    refs.keep(plan.sound.repository, goal, pin.captured or pin.commit)
+
+
+def _complete(reader: Reader, repository: Repository, plan: _Plan) -> None:
     if plan.files:
-        bundles.fetch(repository, pin.object_format, plan.files)
-    _check(reader, repository, pin)
-    refs.keep(repository, goal, pin.captured or pin.commit)
+        bundles.fetch(repository, plan.pin.object_format, plan.files)
+    _check(reader, repository, plan.pin)
 
 
 def _make(pin: RepoPin, directory: Path, files: list[Path]) -> Repository:
@@ -166,10 +183,14 @@ def _make_aside(reader: Reader, plan: _Plan, area: Area) -> None:
     for left in (build, ready):
         if left.exists():
             shutil.rmtree(left)
-    repository = _make(pin, build, plan.files)
-    _check(reader, repository, pin)
-    bring_to(repository, configurations.read(repository), Goal(pin.commit, pin.captured, pin.branch), None)
-    hand_over(build, owner_of(area.root / pin.path))
+    if plan.waiting is not None:
+        copy(plan.waiting, build)  # what is in it is for the switch to say, as in any other that is there
+        _complete(reader, Repository.at(build), plan)
+    else:
+        repository = _make(pin, build, plan.files)
+        _check(reader, repository, pin)
+        bring_to(repository, configurations.read(repository), Goal(pin.commit, pin.captured, pin.branch), None)
+        hand_over(build, owner_of(area.root / pin.path))
     flush([build])
     ready.parent.mkdir(exist_ok=True)
     build.rename(ready)

@@ -6,13 +6,14 @@ import json
 import logging
 import os
 import sys
+from contextlib import closing
 from typing import NoReturn
 
 import click
 
 from lych_checkpoint.cli import answer
 from lych_checkpoint.cli.words import agree, plan_lines
-from lych_checkpoint.errors import CheckpointError
+from lych_checkpoint.errors import Away, CheckpointError
 
 
 @click.command("init")
@@ -38,6 +39,7 @@ def restore_command(*, name: str | None, undo: bool, dry_run: bool, no_safety: b
         raise click.UsageError("name a checkpoint, or say --undo")
     asked = json.loads(waiting) if waiting else _waiting() if dry_run or not yes else None
     if not dry_run:
+        _refuse_strangers()
         _leave_the_body("restore", *[name] * (name is not None), *["--undo"] * undo, *["--no-safety"] * no_safety,
                         *["--yes"] * yes, *["--waiting", json.dumps(asked)] * (asked is not None))
     from lych_checkpoint import restore
@@ -94,6 +96,22 @@ def _waiting() -> dict[str, int] | None:
     except CheckpointError as error:
         logging.getLogger(__name__).warning("%s", error)
         return None
+
+
+def _refuse_strangers() -> None:
+    """Look for workers that no freeze would reach, while the app is known; the restore's own process has none.
+
+    A broker that is away stops no restore: what consumes from it then is not known, and the log says so.
+    """
+    if answer.app() is None:
+        return
+    from lych_checkpoint import broadcast
+
+    try:
+        with closing(answer.federation().store()) as store:
+            broadcast.refuse_strangers(answer.app(), store)
+    except Away as error:
+        logging.getLogger(__name__).warning("Whether workers run that would not freeze is not known: %s", error)
 
 
 def _leave_the_body(*argv: str | None) -> None:

@@ -27,11 +27,17 @@ def list_command() -> None:
 
 
 def _rehearsed(said: dict[str, Any] | None) -> dict[str, Any] | None:
-    return None if said is None else {"at": said["at"], "ok": said["ok"]}
+    """Return when and how it ended, and which checks it could not run: ``ok`` says nothing of those."""
+    return None if said is None else {
+        "at": said["at"], "ok": said["ok"],
+        "left_out": [check for check in ("amcheck",) if str(said[check]).startswith("left out")]}
 
 
 def _when(rehearsed: dict[str, Any] | None) -> str:
-    return "-" if rehearsed is None else rehearsed["at"][:16] + ("" if rehearsed["ok"] else " failed")
+    if rehearsed is None:
+        return "-"
+    lacking = "".join(f" without {check}" for check in rehearsed["left_out"])
+    return f"{rehearsed['at'][:16]}{'' if rehearsed['ok'] else ' failed'}{lacking}"
 
 
 @click.command("show")
@@ -78,8 +84,11 @@ def gate_command(*, adopt: str | None, retry: bool) -> None:
 
         rebirth.retry(federation)
     report = gate.adopt(federation, adopt) if adopt else gate.check(federation)
+    if report.dirty is None:
+        report = gate.with_dirt(federation, report)
     rows = [(path, one.verdict, one.disk[:12], one.witness[:12]) for path, one in report.repos.items()]
-    answer.say(report.as_json(), [report.verdict, *answer.table(rows, ("repository", "verdict", "disk", "witness"))])
+    answer.say(report.as_json(), [report.verdict, *answer.table(rows, ("repository", "verdict", "disk", "witness")),
+                                  *[f"uncommitted work in {answer.harmless(path)}" for path in report.dirty or ()]])
 
 
 @click.command("doctor")

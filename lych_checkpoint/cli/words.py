@@ -81,6 +81,10 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
         f"{plan['checkpoint']} of {plan['created_at']}, {_age(plan['age_s'])} ago, {plan['driver']}",
         f"generation {generation['from']} becomes {generation['to']}",
         *table(repos, ("repository", "from", "to", "commits go", "come")),
+        *[f"uncommitted work goes too: {loose['count']} in {harmless(path)}, such as {harmless(loose['named'][0])}"
+          for path, one in plan["repos"].items() if (loose := one["uncommitted"]) and loose["count"]],
+        *[f"the whole cluster goes back, so these databases too: {harmless(', '.join(plan['neighbours']))}"]
+        * bool(plan["neighbours"]),
         *["how many rows changed since is not known"] * (rows is None),
         *["no row changed since, by the server's statistics"] * (rows == {}),
         *(table(written, ("changes that go", "inserted", "updated", "deleted")) if written else []),

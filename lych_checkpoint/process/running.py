@@ -76,7 +76,7 @@ def run(
         dies_with_us: the kernel kills it at once when this thread ends; not what it has started by then.
 
     Raises:
-        Refused: the program is missing, failed (its last stderr line is quoted) or took too long.
+        Refused: the program is missing, failed (its last line is quoted, of stderr if it said any) or took too long.
     """
     program, us = Path(argv[0]).name, os.getpid()
 
@@ -98,7 +98,7 @@ def run(
     except subprocess.TimeoutExpired as error:
         raise Refused(f"{program} did not end within {timeout_s:g} s", program, mend, "program-slow") from error
     if done.returncode:
-        raise _failed(program, done.returncode, done.stderr, mend)
+        raise _failed(program, done.returncode, done.stderr if done.stderr.strip() else done.stdout, mend)
     return str(done.stdout)
 
 
@@ -245,5 +245,5 @@ def start_again() -> NoReturn:
 def _failed(program: str, code: int, complaints: str, mend: str) -> Refused:
     lines = [line for line in complaints.splitlines() if line.strip()] or [f"exit {code}"]
     refused = Refused(f"{program} failed with {code}: {lines[-1].strip()}", program, mend, "program-failed")
-    refused.facts = {"exit": code}
+    refused.facts = {"exit": code, "said": [line.strip() for line in lines[:3]]}
     return refused

@@ -19,7 +19,7 @@ from celery.exceptions import WorkerShutdown
 from celery.worker import state as worker_state
 
 from lych_checkpoint.eras import Present
-from lych_checkpoint.errors import CheckpointError
+from lych_checkpoint.errors import CheckpointError, at_the_gate
 from lych_checkpoint.lease import roster
 from lych_checkpoint.lease.connection import Store
 from lych_checkpoint.process import Identity
@@ -75,6 +75,7 @@ def refuse(error: CheckpointError) -> WorkerShutdown:
 
     ``WorkerTerminate`` would end it with 0.
     """
+    error = at_the_gate(error)
     logger.critical("Refusing to start: %s", error)
     if not logging.getLogger().isEnabledFor(logging.CRITICAL):
         sys.stderr.write(f"{error}\n")

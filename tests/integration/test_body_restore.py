@@ -462,3 +462,18 @@ def test_a_sha256_repository(story: Story) -> None:
     shutil.rmtree(story.root / "extensions/beta")
     story.restore(lock)
     assert story.all_contents() == sealed
+
+
+def test_the_safety_bundles_give_way_to_workers_that_start(
+    story: Story, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, program = tmp_path / "said", tmp_path / "bin" / "git"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\ncase "$*" in *"bundle create"*) nice >> "{said}" ;; esac\n'
+                       f'exec "{shutil.which("git")}" "$@"\n')
+    program.chmod(0o755)
+    displaced, mine = story.displace(), os.nice(0)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    body.bundle_lock(displaced, story.root, "t1", tmp_path / "safety")
+    assert said.read_text().split() == [str(max(10, mine))] * len(NAMES)
+    assert os.nice(0) == mine  # only the threads that wrote them

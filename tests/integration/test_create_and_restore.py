@@ -207,22 +207,6 @@ def test_damaged_checkpoint_is_not_restored(lych: Lych, federation_root: Path, d
     assert (soul_digest(database), body_digest(federation_root)) == before
 
 
-def test_three_undos_end_where_it_began(lych: Lych, federation_root: Path, database: str) -> None:
-    fill(database)
-    assert lych("init").code == 0
-    assert lych("restore", "--undo", "--yes").code == 2
-    assert lych("create", "--here").code == 0
-    old = (soul_digest(database), body_digest(federation_root))
-    change_everything(federation_root, database)
-    (federation_root / "extensions" / "beta" / "dirty").write_text("not committed\n")
-    new = (soul_digest(database), body_digest(federation_root))
-    assert lych("restore", "latest", "--yes").code == 0
-    for expected in (new, old, new):
-        undone = lych("restore", "--undo", "--yes", "--json")
-        assert undone.code == 0, undone.out
-        assert (soul_digest(database), body_digest(federation_root)) == expected
-
-
 def test_plan_changes_nothing(lych: Lych, federation_root: Path, database: str) -> None:
     fill(database)
     assert lych("init").code == 0

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from tests.fixtures.federation import commit, git
+from tests.fixtures.lacking import need_root
 from tests.fixtures.workers import Lych, Workers
 
 
@@ -137,3 +141,54 @@ def test_adopted_downgrade_boots_and_stays_in_the_lineage(lych: Lych, federation
     assert adopted.code == 0, adopted.out
     assert lych("gate", "--json").json["verdict"] == "aligned"
     assert "version 2 was a mistake" in (tmp_path / "vault" / "lineage").read_text()
+
+
+def test_uncommitted_work_is_a_warning_where_it_is_imprinted_and_by_the_verb(
+    lych: Lych, workers: Workers, federation_root: Path
+) -> None:
+    assert lych("init").code == 0
+    assert lych("gate", "--json").json["dirty"] == []
+    (federation_root / "core" / "loose").write_text("work\n")
+    said = lych("gate", "--json")
+    assert (said.code, said.json["verdict"], said.json["dirty"]) == (0, "aligned", ["core"])
+    assert "uncommitted work in core" in lych("gate").out
+    commit(federation_root / "extensions/beta", {"beta/__init__.py": "VERSION = 2\n"})
+    worker = workers.start("one", pool="solo")  # no refusal: it is ready
+    assert "Uncommitted work in core" in worker.text
+
+
+@pytest.mark.parametrize(("harm", "code", "slug"), [
+    ("read-only", 75, "vault-unwritable"), ("lineage", 78, "lineage-broken"), ("journal", 78, "malformed"),
+])
+def test_a_vault_that_is_read_only_is_waited_for_and_a_damaged_one_is_a_no(
+    harm: str, code: int, slug: str, lych: Lych, workers: Workers, federation_root: Path, tmp_path: Path
+) -> None:
+    assert lych("init").code == 0
+    vault = tmp_path / "vault"
+    commit(federation_root / "core", {"core/__init__.py": "VERSION = 2\n"})
+    with ExitStack() as stack:
+        if harm == "read-only":
+            need_root()
+            stack.enter_context(read_only(vault))
+        elif harm == "lineage":
+            (vault / "lineage").write_text("nonsense\n" + (vault / "lineage").read_text())
+        else:
+            (vault / "journal.json").write_text('{"version": 1, "release": "0", "phase": "nonsense"}')
+        worker = workers.start("one", pool="solo", wait=False)
+        assert worker.wait_exit() == code
+        assert "Traceback" not in worker.text
+        said = lych("gate", "--json")
+        assert (said.code, said.json["error"]["code"]) == (code, slug)
+    if harm == "read-only":
+        assert lych("gate").code == 0  # it passed by itself
+
+
+@contextmanager
+def read_only(directory: Path) -> Iterator[None]:
+    """Mount a directory onto itself, read-only, as a file system does that met an error."""
+    for argv in (["mount", "--bind", directory, directory], ["mount", "-o", "remount,bind,ro", directory]):
+        subprocess.run(argv, check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", directory], check=True)

@@ -163,6 +163,61 @@ def test_another_federations_vault_is_refused(
         postgres.run("dropdb", other)
 
 
+def test_data_without_a_witness_are_others_where_the_vault_has_a_past(
+    opened: Opened, postgres: PostgresNode, database: str, federation_root: Path
+) -> None:
+    federation, name = opened(), database.rpartition("/")[2]
+    gate.check(federation)
+    made = coordinator.create(federation, coordinator.Request())["id"]
+    postgres.run("psql", "-qc", f"drop database {name} with (force)", "postgres")
+    postgres.run("createdb", name)
+    assert refused(federation, "gate-no-witness").exit_code == 78
+    with pytest.raises(GateRefused, match="no witness"):
+        gate.adopt(federation, "they are new")
+    restore.restore(federation, made)  # what the refusal advises
+    assert gate.check(federation).verdict == "aligned"
+
+
+def test_nothing_is_adopted_into_another_federations_vault(
+    opened: Opened, postgres: PostgresNode, database: str, tmp_path: Path
+) -> None:
+    federation, other = opened(), f"{database.rpartition('/')[2]}_other"
+    gate.check(federation)
+    postgres.run("createdb", other)
+    try:
+        setup.init(opened(LYCH_DATABASE_URL=postgres.url(other), LYCH_VAULT=str(tmp_path / "theirs")))
+        foreign = opened(LYCH_VAULT=str(tmp_path / "theirs"))
+        before = list(foreign.vault.lineage())
+        with pytest.raises(GateRefused) as caught:
+            gate.adopt(foreign, "the wrong vault")
+        assert caught.value.code == "gate-foreign"
+        assert list(foreign.vault.lineage()) == before
+        assert gate.check(federation).verdict == "aligned"
+    finally:
+        postgres.run("dropdb", other)
+
+
+@pytest.mark.parametrize("how", ["removed", "rewritten"])
+def test_a_removed_extension_and_a_rewritten_history_are_adopted(
+    how: str, opened: Opened, federation_root: Path
+) -> None:
+    federation, alpha = opened(), federation_root / "extensions" / "alpha"
+    evolve(federation, federation_root)
+    if how == "removed":
+        shutil.rmtree(alpha)
+    else:
+        git(alpha, "commit", "-q", "--amend", "-m", "told otherwise", "--allow-empty")
+        (alpha / "README").write_text("and another text\n")
+        git(alpha, "commit", "-q", "--amend", "-a", "-m", "told otherwise")
+    before = refused(federation, "gate-missing" if how == "removed" else "gate-diverged")
+    assert before.exit_code == 78
+    adopted = gate.adopt(federation, f"it was {how}")
+    assert adopted.verdict == "aligned"
+    assert ("extensions/alpha" in adopted.repos) == (how == "rewritten")
+    assert gate.check(federation).generation == adopted.generation
+    assert list(federation.vault.lineage())[-1]["reason"] == f"it was {how}"
+
+
 def test_a_restore_that_is_open_is_waited_for(opened: Opened, federation_root: Path, database: str) -> None:
     federation = opened()
     gate.check(federation)

@@ -61,6 +61,9 @@ def test_a_restore_reaches_every_host_and_those_that_slept_are_caught(
     start: Callable[..., CeleryProcess], federation_root: Path, redis_url: str,
 ) -> None:
     federation, made, first = two_versions
+    rolling = other_host("rolling")  # a third version comes, and never gets there
+    commit(federation_root / "core", {"core/__init__.py": "VERSION = 3\n"})
+    gate.check(federation)
     here, away, blind = other_host("here"), other_host("away"), other_host("blind")
     worker = start(here)
     wait_for_workers(federation, 1)
@@ -72,7 +75,7 @@ def test_a_restore_reaches_every_host_and_those_that_slept_are_caught(
     publish(redis_url, 4, first=4)
     aligned = heads(federation_root)
     assert (aligned["core"], "extensions/gamma" in aligned) == (first, False)
-    for host in (here, away):
+    for host in (here, away, rolling):
         assert heads(host.root) != aligned
         start(host)  # its gate checks the body out, and the worker starts again in place
         assert heads(host.root) == aligned
@@ -81,8 +84,9 @@ def test_a_restore_reaches_every_host_and_those_that_slept_are_caught(
     witness = lych("gate", "--json").json
     assert (witness["verdict"], witness["generation"]) == ("aligned", restored.json["generation"])
     # From here on its commits are its own: the very body that was displaced may be deployed anew, as an upgrade.
-    git(away.root / "core", "checkout", "-q", "main")
-    assert lych("gate", "--json", **away.environment).json["verdict"] == "ahead"
+    for host in (rolling, away):
+        git(host.root / "core", "checkout", "-q", "main")
+        assert lych("gate", "--json", **host.environment).json["verdict"] == "ahead"
 
 
 def test_uncommitted_work_on_a_host_that_slept_is_not_replaced(

@@ -15,7 +15,7 @@ import pytest
 import redis
 from celery import Celery, signals
 
-from lych_checkpoint import coordinator, gate, journal, quarantine, restore
+from lych_checkpoint import coordinator, eras, gate, journal, quarantine, restore
 from lych_checkpoint.cli.words import plan_lines
 from lych_checkpoint.eras import Present, Stamp
 from lych_checkpoint.errors import Away, GateUnsure, LockHeld, Refused, UnknownName
@@ -23,6 +23,7 @@ from lych_checkpoint.federation import Federation
 from lych_checkpoint.lease import marks
 from lych_checkpoint.stamping import Stamper
 from lych_checkpoint.status import status
+from lych_checkpoint.vault.quarantine import Message
 from ops.servers.celery import command
 from ops.servers.rabbitmq import RabbitNode
 from ops.servers.redis import RedisNode
@@ -163,6 +164,36 @@ def test_what_waited_at_the_freeze_runs_and_what_came_after_is_put_aside(
     wait_until(lambda: ended(workers) == sorted([*runs, "newer", "after", "after, due later"]))
     assert put_aside(federation) == set()
     publisher.close()
+
+
+def test_a_person_releases_the_present_or_all_and_drops_by_command(
+    federation: Federation, workers: Workers, redis_url: str
+) -> None:
+    workers.environment["LYCH_TEST_BROKER_URL"] = redis_url.replace("/0", "/1")
+    federation.vault.append_lineage("restore", 5, "sha256:0", base=1, epoch=9, frozen_ms=100)
+    header = eras.header(federation.uuid)
+    for name, stamp in (("now", "5:9:200"), ("gone", "0:10:200"), ("also gone", "0:10:201"), ("unwanted", "")):
+        federation.vault.quarantine.put(Message(
+            id=name, task="record", queue="celery", exchange="", routing_key="celery", content_encoding="utf-8",
+            content_type="application/json", headers={"id": name, "task": "record", header: stamp},
+            properties={}, body=json.dumps([[name], {}, {}]).encode(), retries=0, why="a test",
+            at="2026-01-01T00:00:00Z"))
+
+    def queue(*argv: str) -> Any:
+        done = command("celery", "-A", RECORDING, "checkpoint", "queue", *argv, "--json",
+                       environment=workers.environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout)
+
+    def waiting() -> list[str]:
+        with redis.Redis.from_url(redis_url.replace("/0", "/1")) as client:
+            return sorted(json.loads(one)["headers"]["id"] for one in client.lrange("celery", 0, -1))
+
+    assert queue("release", "--present")["released"] == ["now"]
+    assert (waiting(), put_aside(federation)) == (["now"], {"gone", "also gone", "unwanted"})
+    assert queue("drop", "unwanted", "--yes")["dropped"] == ["unwanted"]
+    assert sorted(queue("release", "--all")["released"]) == ["also gone", "gone"]
+    assert (waiting(), put_aside(federation)) == (["also gone", "gone", "now"], set())
 
 
 def test_every_pool_puts_aside_and_a_kept_policy_does_not(

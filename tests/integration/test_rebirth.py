@@ -294,3 +294,30 @@ def test_under_celery_multi_the_detached_worker_is_born_again_in_place(
     assert git(federation_root / "core", "rev-parse", "HEAD") == wanted
     assert is_alive(int((tmp_path / "multi.pid").read_text()))
     assert len(runs()) == 1
+
+
+ADOPTING = """
+import ctypes, os, subprocess, sys
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: what is detached below becomes our child
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+while True:
+    try:
+        print(os.waitstatus_to_exitcode(os.wait()[1]))
+    except ChildProcessError:
+        break
+"""
+
+
+def test_under_celery_multi_the_detached_worker_ends_with_78_and_says_why_in_its_log(
+    opened: Opened, lych_environment: dict[str, str], federation_root: Path, tmp_path: Path,
+) -> None:
+    fall_behind(opened(), federation_root)
+    log = tmp_path / "multi.log"
+    ended = subprocess.run(
+        [sys.executable, "-c", ADOPTING, sys.executable, "-m", "celery", "multi", "start", "one@local",
+         "-A", RECORDING, f"--pidfile={tmp_path / 'multi.pid'}", f"--logfile={log}", "-l", "INFO", "-c", "1"],
+        env={**os.environ, **lych_environment}, check=True, capture_output=True, text=True, timeout=120)
+    assert ended.stdout.split()[-1:] == ["78"]
+    assert "lych-checkpoint" in log.read_text()
+    assert "the body is behind" in log.read_text()
+    assert not (tmp_path / "multi.pid").exists()

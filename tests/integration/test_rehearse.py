@@ -8,8 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
@@ -20,13 +19,9 @@ from lych_checkpoint import coordinator, inspection, rehearsal
 from lych_checkpoint.errors import Damage, GateRefused, LockHeld, Refused
 from lych_checkpoint.federation import Federation
 from lych_checkpoint.lease import lock
-from ops.kills.__main__ import place
-from ops.servers.child import ServerError
-from ops.servers.filesystems import make_pgdata_subvolume
 from ops.servers.postgres import PostgresNode
 from tests.fixtures.client import wait_until
 from tests.fixtures.federation import commit, make_repository
-from tests.fixtures.lacking import lacks, need_root
 from tests.fixtures.workers import Lych, Workers
 
 Opened = Callable[..., Federation]
@@ -36,24 +31,6 @@ with psycopg.connect(os.environ["LYCH_DATABASE_URL"]) as soul:
     count = soul.execute("select count(*) from kept").fetchone()[0]
     print(count, open(os.environ["LYCH_ROOT"] + "/core/README").read().strip(), soul.info.dbname)
 """
-
-
-@pytest.fixture(params=["dump", "btrfs"])
-def soul(request: pytest.FixtureRequest, database: str) -> Iterator[dict[str, str]]:
-    """The settings of a server for each driver."""
-    if request.param == "dump":
-        yield {"LYCH_DATABASE_URL": database, "LYCH_DRIVER": "dump"}
-        return
-    need_root()
-    with ExitStack() as stack:
-        try:
-            home = stack.enter_context(place("btrfs"))
-        except ServerError as error:
-            lacks(str(error))
-        make_pgdata_subvolume(home / "pgdata")
-        node = stack.enter_context(PostgresNode.start_new(home))
-        node.run("createdb", "soul")
-        yield {"LYCH_DATABASE_URL": node.url("soul"), "LYCH_DRIVER": "btrfs", "LYCH_PGDATA": str(node.pgdata)}
 
 
 @pytest.fixture
@@ -81,6 +58,7 @@ def traces(federation: Federation, root: Path) -> list[str]:
     return found + [str(path) for path in root.glob(".lych-stage")]
 
 
+@pytest.mark.parametrize("soul", ["dump", "btrfs", "reflink", "pitr"], indirect=True)
 def test_a_rehearsal_checks_the_pair_aside_and_leaves_only_a_note(
     opened: Opened, lych: Lych, federation_root: Path, soul: dict[str, str],
 ) -> None:
@@ -98,13 +76,13 @@ def test_a_rehearsal_checks_the_pair_aside_and_leaves_only_a_note(
     assert said.json["amcheck"] == "passed"
     output = (federation.vault.root / "notes" / f"rehearsal-{one}.log").read_text().split()
     assert output[:3] == ["100", "the", "core"]
-    assert (output[3] == "soul") == (soul["LYCH_DRIVER"] == "btrfs")  # a server of its own, or a scratch database
+    assert (output[3] == "soul") == (soul["LYCH_DRIVER"] != "dump")  # a server of its own, or a scratch database
     assert traces(federation, federation_root) == []
     assert (federation_root / "core" / "README").read_text() == "changed\n"
     with psycopg.connect(soul["LYCH_DATABASE_URL"]) as connection:
         assert connection.execute("select to_regclass('kept')").fetchone() == (None,)
     listed = lych("list", "--json").json["checkpoints"][0]["rehearsed"]
-    assert listed == {"at": said.json["at"], "ok": True}
+    assert listed == {"at": said.json["at"], "ok": True, "left_out": []}
     inspection.verify(federation, one)  # the note is no part of what was sealed
 
 
@@ -154,6 +132,7 @@ def test_a_rehearsal_that_fails_says_so_in_the_list_and_leaves_nothing(
         rehearsal.rehearse(federation, one)
 
 
+@pytest.mark.parametrize("soul", ["dump", "btrfs"], indirect=True)
 def test_a_killed_rehearsal_is_swept_by_the_next(
     opened: Opened, federation_root: Path, soul: dict[str, str], tmp_path: Path,
 ) -> None:
@@ -174,6 +153,51 @@ def test_a_killed_rehearsal_is_swept_by_the_next(
     assert rehearsal.rehearse(federation, "latest")["ok"] is True
     assert traces(federation, federation_root) == []
     assert not Path(f"/proc/{(tmp_path / 'hangs').read_text()}/cwd").exists()
+
+
+@pytest.mark.parametrize("soul", ["btrfs"], indirect=True)
+def test_a_rehearsal_finds_damage_that_was_sealed_with_the_data(
+    opened: Opened, lych: Lych, federation_root: Path, soul: dict[str, str],
+) -> None:
+    """Every byte is as it was sealed; the index was wrong before. Only whoever reads it in order finds that."""
+    federation = opened()
+    fill(soul["LYCH_DATABASE_URL"])
+    with psycopg.connect(soul["LYCH_DATABASE_URL"]) as connection:
+        connection.execute(
+            "create operator class turned for type int4 using btree as operator 1 < (int4, int4), "
+            "operator 2 <= (int4, int4), operator 3 = (int4, int4), operator 4 >= (int4, int4), "
+            "operator 5 > (int4, int4), function 1 btint4cmp(int4, int4); "
+            "create function turned(int4, int4) returns int language sql immutable as 'select btint4cmp($2, $1)'; "
+            "create index damaged on kept (id turned)")
+        connection.execute("update pg_amproc set amproc = 'turned'::regproc where amprocfamily = "
+                           "(select oid from pg_opfamily where opfname = 'turned')")
+    one = coordinator.create(federation, coordinator.Request())["id"]
+    inspection.verify(federation, one)
+    said = lych("rehearse", "--json")
+    assert (said.code, said.json["error"]["code"]) == (3, "damage"), said.out
+    assert "pg_amcheck" in said.json["error"]["what"]
+    assert "damaged" in said.json["error"]["what"]
+    assert lych("list", "--json").json["checkpoints"][0]["rehearsed"]["ok"] is False
+    assert traces(federation, federation_root) == []
+
+
+@pytest.mark.parametrize("soul", ["dump"], indirect=True)
+def test_the_list_says_which_check_a_rehearsal_could_not_run(
+    opened: Opened, lych: Lych, database: str, postgres: PostgresNode, tmp_path: Path,
+) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for path in postgres.pg_bin.iterdir():
+        if path.name != "pg_amcheck":
+            (programs / path.name).symlink_to(path)
+    federation = opened()
+    fill(database)
+    coordinator.create(federation, coordinator.Request())
+    said = lych("rehearse", "--json", LYCH_PG_BIN=str(programs))
+    assert said.code == 0, said.out
+    assert said.json["amcheck"].startswith("left out")
+    assert lych("list", "--json").json["checkpoints"][0]["rehearsed"]["left_out"] == ["amcheck"]
+    assert "without amcheck" in lych("list").out
 
 
 @pytest.mark.parametrize("soul", ["dump"], indirect=True)

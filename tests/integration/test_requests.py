@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -80,12 +81,15 @@ def test_worker_without_the_plugin_is_named_and_refused(
     lych: Lych, workers: Workers, lych_environment: dict[str, str], tmp_path: Path
 ) -> None:
     assert lych("init").code == 0
+    assert lych("create", "--here").code == 0
     workers.start("one")
     workers.start("bare", app="tests.fixtures.apps.bare")
-    done = subprocess.run(
-        [sys.executable, "-m", "celery", "-A", RECORDING, "checkpoint", "create", "--json"], check=False,
-        capture_output=True, text=True, cwd=tmp_path, timeout=60, env={**os.environ, **lych_environment},
-    )
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "stranger" in done.stdout
-    assert "bare@" in done.stdout
+    for verb in (["create"], ["restore", "latest", "--yes"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "celery", "-A", RECORDING, "checkpoint", *verb, "--json"], check=False,
+            capture_output=True, text=True, cwd=tmp_path, timeout=60, env={**os.environ, **lych_environment},
+        )
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert json.loads(done.stdout)["error"]["code"] == "stranger"
+        assert "bare@" in done.stdout
+    assert len(lych("list", "--json").json["checkpoints"]) == 1  # nothing was displaced

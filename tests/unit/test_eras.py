@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lych_checkpoint.eras import Present, Stamp, present
+from lych_checkpoint.eras import Present, Stamp, gone, present
 
 STEPS = st.lists(st.one_of(
     st.sampled_from(["publish", "imprint", "checkpoint"]), st.tuples(st.just("restore"), st.integers(0, 99)),
@@ -19,8 +19,9 @@ STEPS = st.lists(st.one_of(
 def test_what_a_restored_past_held_belongs_to_the_present_and_nothing_else_of_old(steps: list[Any]) -> None:
     now_ms, epoch, generation, newest, era = 0, 0, 1, 1, 0
     lived: frozenset[Stamp] = frozenset()  # every message of this history of the world
+    made: frozenset[int] = frozenset({1})  # every generation of it
     published: set[Stamp] = set()
-    sealed: list[tuple[frozenset[Stamp], int, int, int]] = []
+    sealed: list[tuple[frozenset[Stamp], frozenset[int], int, int, int]] = []
     lineage: list[dict[str, Any]] = [{"kind": "init", "generation": 1}]
     for step in steps:
         now_ms += 2
@@ -30,22 +31,25 @@ def test_what_a_restored_past_held_belongs_to_the_present_and_nothing_else_of_ol
             published.add(stamp)
         elif step == "imprint":
             generation = newest = newest + 1
+            made |= {generation}
             lineage.append({"kind": "imprint", "generation": generation})
         else:
             epoch += 1
-            frozen = (lived, generation, epoch, now_ms)
+            frozen = (lived, made, generation, epoch, now_ms)
             if step != "checkpoint":
                 if not sealed:
                     continue
-                lived, base, frozen_epoch, frozen_ms = sealed[step[1] % len(sealed)]
+                lived, made, base, frozen_epoch, frozen_ms = sealed[step[1] % len(sealed)]
                 newest += 1
                 generation = era = newest
+                made |= {era}
                 lineage.append({"kind": "restore", "generation": era, "base": base, "epoch": frozen_epoch,
                                 "frozen_ms": frozen_ms})
             sealed.append(frozen)  # a restore's is its safety copy
     found = present(lineage, era)
     assert found == present([*lineage, *lineage], 0)  # a restore that was cut off may write its line twice
     assert found.era == era
+    assert {one for one in range(1, newest + 1) if not any(one in span for span in gone(lineage))} == made
     assert {stamp for stamp in published if not found.refusal(stamp)} == (lived if era else published)
 
 
