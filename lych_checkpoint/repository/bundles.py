@@ -13,6 +13,7 @@ from lych_checkpoint.errors import Refused
 from lych_checkpoint.repository.command import run
 from lych_checkpoint.repository.configuration import Configuration
 from lych_checkpoint.repository.lens import Lens, opened, prepare
+from lych_checkpoint.repository.ownership import refuse_links
 from lych_checkpoint.repository.place import Repository
 from lych_checkpoint.repository.scratch import scratch
 
@@ -104,6 +105,7 @@ def fetch(repository: Repository, object_format: str, files: Sequence[Path]) -> 
     Raises:
         Refused: a bundle is damaged, or does not hold all that it names (``bundle-broken``).
     """
+    refuse_links(repository)
     with scratch() as place:
         _fetch(place, object_format, files, repository.objects, str(repository.directory))
 

@@ -20,7 +20,7 @@ from lych_checkpoint.ownership import hand_over, owner_of
 from lych_checkpoint.repository import capture, refs
 from lych_checkpoint.repository.configuration import Configuration
 from lych_checkpoint.repository.lens import Lens, opened
-from lych_checkpoint.repository.ownership import hand_over_git
+from lych_checkpoint.repository.ownership import hand_over_git, refuse_links
 from lych_checkpoint.repository.place import BUSY, Repository
 from lych_checkpoint.repository.worktree import Folders, is_below, others
 
@@ -92,6 +92,7 @@ def bring_to(
         Refused: git failed, or another git took the index (``locked``); done again it goes on.
     """
     wanted = goal.captured or goal.commit
+    refuse_links(repository)
     with opened(repository, configuration, wanted, raw=bool(goal.captured), alternates=alternates,
                 leave_out=leave_out, inherit=inherit, within=within) as lens:
         before = _listed(lens, repository.index)

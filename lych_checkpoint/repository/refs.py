@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.repository.command import run
-from lych_checkpoint.repository.ownership import hand_over_git
+from lych_checkpoint.repository.ownership import hand_over_git, refuse_links
 from lych_checkpoint.repository.place import Head, Repository
 
 CHECKPOINTS = "refs/lych/checkpoints"
@@ -31,12 +31,14 @@ def keep(repository: Repository, ref: str, commit: str, *, head: str = "") -> No
     # Not by `verify HEAD` in a transaction: git 2.39 writes that into HEAD's reflog, as a move to nothing.
     if head and repository.head().commit != head:
         raise Refused("HEAD moved since it was scanned", str(repository.directory), "", "body-moved")
+    refuse_links(repository)
     run(repository.git_dir, "update-ref", ref, commit)
     hand_over_git(repository)
 
 
 def drop(repository: Repository, *names: str) -> None:
     """Remove refs; where there is none it does nothing."""
+    refuse_links(repository)
     drop_in(repository.git_dir, *names)
     hand_over_git(repository)
 

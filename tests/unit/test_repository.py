@@ -52,6 +52,35 @@ def test_head_of_a_linked_worktree(one: Path, tmp_path: Path) -> None:
         assert reader.tree(repository, side) == git(tmp_path / "side", "rev-parse", "HEAD^{tree}")
 
 
+def test_a_git_directory_elsewhere_must_be_that_trees_own(one: Path, tmp_path: Path) -> None:
+    def code(directory: Path) -> str:
+        try:
+            configuration.read(Repository.at(directory))
+        except Refused as error:
+            return error.code
+        return ""
+
+    git(one, "worktree", "add", "-q", "--detach", str(tmp_path / "side"))
+    other = tmp_path / "other"
+    other.mkdir()
+    for target in (one / ".git/worktrees/side", one / ".git"):
+        (other / ".git").write_text(f"gitdir: {target}\n")
+        assert code(other) == "foreign-git-dir"
+    (other / ".git").unlink()
+    (other / ".git").mkdir()
+    (other / ".git/HEAD").write_text("ref: refs/heads/main\n")
+    (other / ".git/commondir").write_text(f"{one / '.git'}\n")
+    assert code(other) == "foreign-git-dir"
+    assert (code(one), code(tmp_path / "side")) == ("", "")
+    (tmp_path / "side").rename(tmp_path / "moved")  # git goes on there too
+    assert code(tmp_path / "moved") == ""
+    git(tmp_path, "init", "-q", "-b", "main", f"--separate-git-dir={tmp_path / 'apart.git'}", "tree")
+    commit(tmp_path / "tree", {"a": "1\n"})
+    assert code(tmp_path / "tree") == "foreign-git-dir"
+    git(tmp_path / "tree", "config", "core.worktree", str(tmp_path / "tree"))
+    assert code(tmp_path / "tree") == ""
+
+
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     git(tmp_path / "one", "init", "-q", "--object-format=sha256")
