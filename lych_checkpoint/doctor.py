@@ -123,8 +123,10 @@ def _body(federation: Federation) -> Iterator[Finding]:
     yield Finding(check="body", state=OK, what=f"{len(members)} repositories below {federation.settings.root}")
     for stray in federation.strays():
         yield Finding(check="body", state=WARNING, what=stray, mend="list it, or leave it out by a leading `!`")
-    with federation.scanning() as scan:
-        yield Finding(check="body", state=OK, what=f"clean; re-checked by {scan.worktree_check}")
+    with federation.scanning(capture=False) as scan:
+        dirty = [one.member.path for one in scan.seen if one.dirty]
+        what = f"dirty, to be captured: {', '.join(dirty)}" if dirty else "clean"
+        yield Finding(check="body", state=OK, what=f"{what}; re-checked by {scan.worktree_check}")
 
 
 def _workers(federation: Federation) -> Iterator[Finding]:

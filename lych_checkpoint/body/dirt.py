@@ -28,7 +28,10 @@ _HARMLESS = re.compile(r".*\.(?:example|sample|template|dist|pub)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What a scan does with a dirty repository: ``refuse`` it, or ``capture`` it into a store below ``shadow``."""
+    """What a scan does with a dirty repository.
+
+    ``refuse`` it, ``capture`` it into a store below ``shadow``, or ``admit`` it: only see if it could be captured.
+    """
 
     dirty: str = "refuse"
     shadow: Path | None = None

@@ -13,7 +13,7 @@ from lych_checkpoint.body.scans import left_out_of
 from lych_checkpoint.body.sound import Sound, open_sound
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.manifest import BodyLock, RepoPin
-from lych_checkpoint.ownership import hand_over, make_directory, owner_of
+from lych_checkpoint.ownership import make_directory
 from lych_checkpoint.repository import chains, refs, worktree
 from lych_checkpoint.repository.capture import capture
 from lych_checkpoint.repository.lens import opened
@@ -44,7 +44,6 @@ def displace(
     with reading() as reader:
         pins = each(lambda member: _displace(reader, member, left_out_of(member, members, ours), shadow, ticket),
                     members)
-    hand_over(shadow, owner_of(shadow.parent))
     now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     lock = BodyLock(checkpoint=ticket, created_at=now, repos=tuple(pins))
     area.remember({"displaced": lock.dumps(), "shadow": os.fspath(shadow.absolute()),

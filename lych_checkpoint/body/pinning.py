@@ -12,7 +12,6 @@ from lych_checkpoint.body.scans import Scan, Seen
 from lych_checkpoint.errors import CheckpointError, Refused
 from lych_checkpoint.manifest import BodyLock, Environment
 from lych_checkpoint.repository import chains, refs
-from lych_checkpoint.repository.command import run
 from lych_checkpoint.repository.place import Repository
 
 _UNKNOWN = Environment()
@@ -29,8 +28,7 @@ def pin(scan: Scan, checkpoint_id: str) -> None:
     def one(seen: Seen) -> None:
         refs.keep(seen.repository, name, seen.pin.commit, head=seen.pin.commit)
         if seen.pin.captured and seen.shadow is not None:
-            borrowed = {"GIT_ALTERNATE_OBJECT_DIRECTORIES": str(seen.repository.objects)}
-            run(seen.shadow, "update-ref", name, seen.pin.captured, environment=borrowed)
+            refs.keep_in(seen.shadow, name, seen.pin.captured, seen.repository.objects)
 
     each(one, scan.seen)
 

@@ -5,17 +5,22 @@ The store (shadow) borrows objects from the repository and holds only what the r
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from lych_checkpoint.errors import Refused
-from lych_checkpoint.repository.command import run
+from lych_checkpoint.ownership import hand_over, make_directory, owner_of
+from lych_checkpoint.repository import refs
 from lych_checkpoint.repository.configuration import Configuration
 from lych_checkpoint.repository.lens import Lens, opened, prepare
 from lych_checkpoint.repository.place import Repository
+from lych_checkpoint.repository.scratch import scratch
 from lych_checkpoint.repository.worktree import Folders, is_below, others, tracked
 
 #: Modes that git keeps by itself; all others travel in the captured commit's message.
@@ -47,19 +52,31 @@ def capture(
     """
     modes = _plain_files(repository.directory, _paths(repository, configuration, head, leave_out))
     object_format = configuration.object_format
-    prepare(shadow, object_format=object_format, head="ref: refs/heads/none", raw=True)
-    index = shadow / "index"
-    for left in (index, shadow / "index.lock"):
-        left.unlink(missing_ok=True)
-    raw = Lens(git_dir=shadow, work_tree=repository.directory, objects=shadow / "objects", index=index,
-               alternates=(repository.objects,), environment=_EPOCH)
-    raw.git("update-index", "-z", "--add", "--stdin", stdin=b"".join(path + b"\0" for path in sorted(modes)))
-    tree = raw.git("write-tree").out.decode().strip()
     odd = {os.fsdecode(path): mode for path, mode in modes.items() if mode not in _GIT_MODES and mode}
     message = _TITLE + json.dumps(odd, sort_keys=True)
-    commit = raw.git("commit-tree", "-p", head, tree, stdin=message.encode()).out.decode().strip()
-    run(shadow, "update-ref", ref, commit, environment={"GIT_ALTERNATE_OBJECT_DIRECTORIES": str(repository.objects)})
+    with _store(shadow, object_format), scratch() as place:
+        raw = Lens(git_dir=shadow, work_tree=repository.directory, objects=shadow / "objects", index=place / "index",
+                   alternates=(repository.objects,), environment=_EPOCH)
+        raw.git("update-index", "-z", "--add", "--stdin", stdin=b"".join(path + b"\0" for path in sorted(modes)))
+        tree = raw.git("write-tree").out.decode().strip()
+        commit = raw.git("commit-tree", "-p", head, tree, stdin=message.encode()).out.decode().strip()
+        refs.keep_in(shadow, ref, commit, repository.objects)
     return commit, tree
+
+
+@contextmanager
+def _store(shadow: Path, object_format: str) -> Iterator[None]:
+    """Hold a store, made where it is missing; two captures may meet in it, of two processes or hosts."""
+    make_directory(shadow, 0o700)
+    descriptor = os.open(shadow, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):  # a file system without locks; each has an index of its own at least
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        prepare(shadow, object_format=object_format, head="ref: refs/heads/none", raw=True)
+        yield
+        hand_over(shadow, owner_of(shadow.parent))
+    finally:
+        os.close(descriptor)
 
 
 def _paths(

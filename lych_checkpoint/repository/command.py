@@ -114,3 +114,11 @@ def _memory_file(data: bytes) -> BinaryIO:
     file.flush()
     file.seek(0)
     return file
+
+
+def quoted(path: Path) -> str:
+    """Return a path as ``GIT_ALTERNATE_OBJECT_DIRECTORIES`` takes one, whose separator may be in it."""
+    text = str(path)
+    if ":" not in text and not text.startswith('"'):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

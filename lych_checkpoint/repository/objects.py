@@ -12,7 +12,7 @@ from typing import Literal
 
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.records import digest
-from lych_checkpoint.repository.command import Done, run
+from lych_checkpoint.repository.command import Done, quoted, run
 from lych_checkpoint.repository.lens import prepare
 from lych_checkpoint.repository.place import Repository
 from lych_checkpoint.repository.scratch import scratch
@@ -40,7 +40,7 @@ class Reader:
         """Run a command that only reads objects. ``commit`` tells the object format by its length."""
         object_format = "sha256" if len(commit) == 64 else "sha1"
         environment = {"GIT_OBJECT_DIRECTORY": str(repository.objects),
-                       "GIT_ALTERNATE_OBJECT_DIRECTORIES": ":".join(str(path) for path in alternates)}
+                       "GIT_ALTERNATE_OBJECT_DIRECTORIES": ":".join(quoted(path) for path in alternates)}
         shallow = repository.common / "shallow"
         if shallow.is_file():
             environment["GIT_SHALLOW_FILE"] = str(shallow)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from lych_checkpoint.errors import Refused
-from lych_checkpoint.repository.command import run
+from lych_checkpoint.ownership import hand_over, owner_of
+from lych_checkpoint.repository.command import quoted, run
 from lych_checkpoint.repository.ownership import hand_over_git, refuse_links
 from lych_checkpoint.repository.place import Head, Repository
 
@@ -36,15 +38,26 @@ def keep(repository: Repository, ref: str, commit: str, *, head: str = "") -> No
     hand_over_git(repository)
 
 
+def keep_in(store: Path, ref: str, commit: str, borrowed: Path) -> None:
+    """Make ``ref`` of a store of our own hold ``commit``, which may need objects that are ``borrowed``."""
+    run(store, "update-ref", ref, commit, environment={"GIT_ALTERNATE_OBJECT_DIRECTORIES": quoted(borrowed)})
+    hand_over(store, owner_of(store.parent))
+
+
 def drop(repository: Repository, *names: str) -> None:
     """Remove refs; where there is none it does nothing."""
     refuse_links(repository)
-    drop_in(repository.git_dir, *names)
+    _drop(repository.git_dir, names)
     hand_over_git(repository)
 
 
-def drop_in(git_dir: Path, *names: str) -> None:
+def drop_in(store: Path, *names: str) -> None:
     """Remove refs of a store of our own."""
+    _drop(store, names)
+    hand_over(store, owner_of(store.parent))
+
+
+def _drop(git_dir: Path, names: Sequence[str]) -> None:
     run(git_dir, "update-ref", "--stdin", stdin="".join(f"delete {name}\n" for name in names).encode())
 
 

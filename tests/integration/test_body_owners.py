@@ -163,3 +163,17 @@ def test_root_writes_through_no_link_in_a_git_directory(theirs: Story, tmp_path:
         theirs.checkpoint() if name != "logs/HEAD" else body.stage(lock, theirs.root, theirs.bundles, "t1")
     assert caught.value.code == "foreign-git-dir"
     assert [file.read_bytes() for file in outside.iterdir()] == ([b""] if name == "logs/HEAD" else [])
+
+
+def test_roots_capture_leaves_a_store_that_its_owner_can_use(theirs: Story, tmp_path: Path) -> None:
+    vault = tmp_path / "vault"
+    vault.mkdir()
+    give(vault)
+    evolve(theirs.core)
+    soil(theirs.core)
+    give(theirs.root)
+    theirs.checkpoint(dirty="capture")
+    body.unpin(body.discover(theirs.root, "core", ("extensions/*",)), "c1", theirs.shadow)
+    assert theirs.shadow.is_dir()
+    assert [path for path in not_theirs(vault) if "bundles" not in path] == []
+    assert not_theirs(theirs.root) == []
