@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from lych_checkpoint.errors import CheckpointError, Refused
 from lych_checkpoint.manifest import BodyLock, Environment
 from lych_checkpoint.repository import chains, refs
 from lych_checkpoint.repository.place import Repository
+
+logger = logging.getLogger(__name__)
 
 _UNKNOWN = Environment()
 
@@ -37,21 +40,21 @@ def unpin(members: Sequence[Member], name: str, shadow: Path | None = None) -> N
     """Let go of what `pin` kept for a checkpoint, or `displace` under a ticket; nothing there is fine.
 
     Args:
-        members: whose refs; a broken one is passed over.
+        members: whose refs; one that is broken keeps them, with a warning.
         name: the checkpoint's id: a safety copy bears its ticket.
         shadow: directory of the stores of captured trees, which bear the same refs.
     """
     names = (f"{refs.CHECKPOINTS}/{name}", f"{refs.SAFETY}/{name}")
 
     def one(member: Member) -> None:
-        try:
-            repository = Repository.at(member.directory)
-        except Refused:
-            return
-        refs.drop(repository, *names)
         store = shadow / f"{safe_name(member.path)}.git" if shadow else None
-        if store and (store / "HEAD").is_file():
-            refs.drop_in(store, *names)
+        try:
+            if store and (store / "HEAD").is_file():
+                refs.drop_in(store, *names)
+            refs.drop(Repository.at(member.directory), *names)
+        except Refused as error:
+            if error.code != "no-repository":
+                logger.warning("refs/lych/*/%s were left: %s", name, error, extra={"event": "body.ref_left"})
 
     each(one, members)
 

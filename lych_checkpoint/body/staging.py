@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from lych_checkpoint.repository.checkout import Goal, bring_to
 from lych_checkpoint.repository.configuration import Configuration
 from lych_checkpoint.repository.objects import Reader, reading
 from lych_checkpoint.repository.place import Repository
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +88,18 @@ def lacking(commits: Mapping[str, str], root: Path, folder: Path) -> list[str]:
 
 
 def unstage(lock: BodyLock, root: Path, ticket: str) -> None:
-    """Remove what `stage` made. What a switch displaced and could not leave in place is kept."""
+    """Remove what `stage` made. What a switch displaced and could not leave in place is kept.
+
+    A ref in a repository that is broken by now stays, with a warning: it keeps a commit, and nothing else.
+    """
     area = Area(root.absolute(), ticket)
 
     def one(pin: RepoPin) -> None:
         try:
-            repository = Repository.at(area.root / pin.path)
-        except Refused:
-            return
-        refs.drop(repository, f"{refs.STAGED}/{ticket}")
+            refs.drop(Repository.at(area.root / pin.path), f"{refs.STAGED}/{ticket}")
+        except Refused as error:
+            if error.code != "no-repository":
+                logger.warning("%s/%s was left: %s", refs.STAGED, ticket, error, extra={"event": "body.ref_left"})
 
     each(one, lock.repos)
     area.clear()
