@@ -4,7 +4,7 @@ from lych_checkpoint.body.area import PLACE
 from lych_checkpoint.body.checking import Standing, fingerprint, lockfiles, pins, relation, survey, verify
 from lych_checkpoint.body.comparing import Comparison, compare, present, uncommitted
 from lych_checkpoint.body.dirt import Policy
-from lych_checkpoint.body.displacing import bundle_lock, displace, weight_bytes
+from lych_checkpoint.body.displacing import bundle_lock, displace, unheld, weight_bytes
 from lych_checkpoint.body.members import Member, discover, find, strays
 from lych_checkpoint.body.pinning import bundle, lock_of, pin, pinned, unpin
 from lych_checkpoint.body.scans import Scan, recheck, scan, scanning
@@ -17,5 +17,5 @@ __all__ = [
     "PLACE", "Comparison", "Member", "Policy", "Scan", "Standing", "Verdict", "bundle", "bundle_lock", "compare",
     "discover", "displace", "find", "fingerprint", "lacking", "lock_of", "lockfiles", "make_root", "pin", "pinned",
     "pins", "present", "recheck", "relation", "scan", "scanning", "stage", "strays", "survey", "sweep", "switch",
-    "switch_back", "uncommitted", "unpin", "unstage", "verify", "weight_bytes",
+    "switch_back", "uncommitted", "unheld", "unpin", "unstage", "verify", "weight_bytes",
 ]

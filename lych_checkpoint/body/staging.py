@@ -10,14 +10,15 @@ from pathlib import Path
 
 from lych_checkpoint.body.area import Area, flush, safe_name
 from lych_checkpoint.body.members import each
-from lych_checkpoint.body.sound import Sound, open_sound
+from lych_checkpoint.body.sound import Sound, homes, open_sound
 from lych_checkpoint.errors import CheckpointError, Refused
 from lych_checkpoint.manifest import BodyLock, RepoPin
 from lych_checkpoint.ownership import hand_over, owner_of
-from lych_checkpoint.repository import bundles, chains, refs
+from lych_checkpoint.repository import bundles, chains, refs, worktree
 from lych_checkpoint.repository import configuration as configurations
 from lych_checkpoint.repository.checkout import Goal, bring_to
 from lych_checkpoint.repository.configuration import Configuration
+from lych_checkpoint.repository.lens import opened
 from lych_checkpoint.repository.objects import Reader, reading
 from lych_checkpoint.repository.place import Repository
 
@@ -50,7 +51,8 @@ def stage(lock: BodyLock, root: Path, bundles: Path, ticket: str) -> None:
     area = Area(root.absolute(), ticket)
     with area.held(), reading() as reader:
         try:
-            plans = each(lambda pin: _plan(reader, pin, lock.repos, area, bundles), lock.repos)
+            known = homes(area.root, [area.root / pin.path for pin in lock.repos])
+            plans = each(lambda pin: _plan(reader, pin, lock.repos, area, bundles, known), lock.repos)
             each(lambda plan: _carry_out(reader, plan, area), plans)
             flush([area.path])
         except CheckpointError as error:
@@ -105,11 +107,18 @@ def unstage(lock: BodyLock, root: Path, ticket: str) -> None:
     area.clear()
 
 
-def _plan(reader: Reader, pin: RepoPin, pins: Sequence[RepoPin], area: Area, folder: Path) -> _Plan:
+def _plan(
+    reader: Reader, pin: RepoPin, pins: Sequence[RepoPin], area: Area, folder: Path, known: Mapping[Path, Path],
+) -> _Plan:
     directory = area.root / pin.path
-    sound = open_sound(reader, directory)
-    if sound is not None and _holds(reader, sound.repository, pin):
-        return _Plan(pin, sound, [])
+    sound = open_sound(reader, directory, known)
+    try:
+        if sound is not None and _answers(sound) and _holds(reader, sound.repository, pin):
+            return _Plan(pin, sound, [])
+    except Refused as error:
+        if error.code != "git-slow":
+            raise
+        sound = None  # better now than while workers are frozen
     if sound is None:
         _refuse_immovable(pin, pins, directory)
     return _Plan(pin, sound, _files(pin, folder))
@@ -125,6 +134,17 @@ def _files(pin: RepoPin, folder: Path) -> list[Path]:
 
 def _holds(reader: Reader, repository: Repository, pin: RepoPin) -> bool:
     return all(reader.holds(repository, commit) for commit in {pin.commit, pin.captured or pin.commit})
+
+
+def _answers(sound: Sound) -> bool:
+    """Ask for a status, as `displace` will; whatever it says, it must say it."""
+    with opened(sound.repository, sound.configuration, sound.head.commit, fresh=False) as lens:
+        try:
+            worktree.changes(lens)
+        except Refused as error:
+            if error.code == "git-slow":
+                raise
+    return True
 
 
 def _refuse_immovable(pin: RepoPin, pins: Sequence[RepoPin], directory: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +74,7 @@ def run(
         inherit: a descriptor that git keeps open as long as it lives (a lock that outlives us).
 
     Raises:
-        Refused: git is missing, or ended with another status (code ``git-failed``).
+        Refused: git is missing, was too slow (``git-slow``), or ended with another status (``git-failed``).
     """
     where = str(work_tree or git_dir)
     place = {"GIT_DIR": str(git_dir)} | ({"GIT_WORK_TREE": str(work_tree)} if work_tree else {})
@@ -85,6 +87,7 @@ def run(
     argv = [*prefix, "git", "--no-pager", "-C", where, *arguments]
     extra: dict[str, Any] = {} if inherit is None else {"pass_fds": (inherit,)}
     source = _memory_file(stdin) if stdin is not None else None
+    began_s = time.monotonic()
     try:
         status, out, err = cast("tuple[int, bytes, str]", Git(os.sep).execute(
             argv, istream=source, with_extended_output=True, with_exceptions=False, stdout_as_string=False,
@@ -95,6 +98,8 @@ def run(
     finally:
         if source is not None:
             source.close()
+    if status == -signal.SIGKILL and time.monotonic() - began_s >= timeout_s:
+        raise Refused(f"git {arguments[0]} did not end within {timeout_s:g} s", where, "", "git-slow")
     if status not in accept:
         lines = [line for line in err.splitlines() if line.strip()] or [f"exit {status}"]
         raise Refused(f"git {arguments[0]} failed: {lines[-1].strip()}", where, "", "git-failed")

@@ -25,6 +25,8 @@ _LOCKFILE = re.compile(
 #: Anyone may commit a `uv.lock` of many gigabytes; one larger than this is not digested.
 _MOST_BYTES = 64 << 20
 _MOST_LETTERS = 100
+#: What reads one object is done at once, unless that object is a pipe.
+_QUICK_S = 20
 
 
 class Reader:
@@ -35,7 +37,7 @@ class Reader:
 
     def ask(
         self, repository: Repository, commit: str, *arguments: str, accept: tuple[int, ...] = (0,),
-        alternates: Sequence[Path] = (), stdin: bytes | None = None,
+        alternates: Sequence[Path] = (), stdin: bytes | None = None, timeout_s: float = 120,
     ) -> Done:
         """Run a command that only reads objects. ``commit`` tells the object format by its length."""
         object_format = "sha256" if len(commit) == 64 else "sha1"
@@ -45,7 +47,7 @@ class Reader:
         if shallow.is_file():
             environment["GIT_SHALLOW_FILE"] = str(shallow)
         return run(self._place / object_format, *arguments, environment=environment, accept=accept,
-                   stdin=stdin)
+                   stdin=stdin, timeout_s=timeout_s)
 
     def tree(self, repository: Repository, commit: str) -> str:
         """Return the tree of a commit.
@@ -53,7 +55,8 @@ class Reader:
         Raises:
             Refused: it has no such commit (``broken``).
         """
-        done = self.ask(repository, commit, "rev-parse", "--verify", "-q", f"{commit}^{{tree}}", accept=(0, 1, 128))
+        done = self.ask(repository, commit, "rev-parse", "--verify", "-q", f"{commit}^{{tree}}", accept=(0, 1, 128),
+                        timeout_s=_QUICK_S)
         if done.status:
             raise Refused(f"the repository is broken: the commit {commit[:12]} cannot be read",
                           str(repository.directory), "git fsck, or restore it", "broken")

@@ -11,6 +11,9 @@ from pathlib import Path
 
 from lych_checkpoint.errors import Refused
 
+#: Files of a git directory that git opens whatever they are; a pipe would keep it for ever.
+_OPENED = ("index", "config", "config.worktree", "packed-refs", "shallow", "info/exclude", "info/sparse-checkout",
+           "objects/info/alternates", "objects/info/commit-graph")
 #: What a file may hold that names a commit or a directory.
 MOST_NAME_BYTES = 1 << 16
 
@@ -38,6 +41,7 @@ def locate(directory: Path) -> tuple[Path, Path]:
         if not ((git_dir / "HEAD").is_file() and (common / "objects").is_dir() and (common / "refs").is_dir()):
             raise broken(directory, "HEAD, objects or refs is missing")
         _refuse_another_owners(directory, git_dir, common)
+        _refuse_endless({git_dir, common})
     except OSError as error:
         raise broken(directory, str(error)) from error
     return git_dir, common
@@ -79,6 +83,16 @@ def _refuse_another_owners(directory: Path, git_dir: Path, common: Path) -> None
         if path.stat().st_uid != directory.stat().st_uid:
             raise foreign(directory, f"its git directory leads to {path.resolve()}, which is another user's",
                           "clone it again, or chown what is yours")
+
+
+def _refuse_endless(places: set[Path]) -> None:
+    for path in (os.path.join(place, name) for place in places for name in _OPENED):
+        try:
+            mode = os.stat(path).st_mode
+        except FileNotFoundError:
+            continue
+        if not stat.S_ISREG(mode):
+            raise OSError(f"{path} is no plain file")
 
 
 def plain_bytes(path: str | Path, most: int) -> bytes:

@@ -124,7 +124,36 @@ def endless_attributes(core: Path) -> None:
     os.mkfifo(core / ".git/info/attributes")
 
 
-@pytest.mark.parametrize("spoil", [endless_ref, device_ref, endless_packed_refs, huge_head, endless_attributes])
+def endless_index(core: Path) -> None:
+    (core / ".git/index").unlink()
+    os.mkfifo(core / ".git/index")
+
+
+def endless_configuration(core: Path) -> None:
+    (core / ".git/config").unlink()
+    os.mkfifo(core / ".git/config")
+
+
+def endless_excludes(core: Path) -> None:
+    (core / ".git/info/exclude").unlink(missing_ok=True)
+    os.mkfifo(core / ".git/info/exclude")
+
+
+def endless_ignores(core: Path) -> None:
+    (core / "new").mkdir()
+    os.mkfifo(core / "new/.gitignore")
+
+
+def endless_tree_attributes(core: Path) -> None:
+    os.mkfifo(core / ".gitattributes")
+
+
+SPOILS = [endless_ref, device_ref, endless_packed_refs, huge_head, endless_attributes, endless_index,
+          endless_configuration, endless_excludes, endless_ignores, endless_tree_attributes]
+
+
+@pytest.mark.timeout(60)  # far below what git may take
+@pytest.mark.parametrize("spoil", SPOILS)
 def test_what_never_ends_is_refused_at_once(federation_root: Path, spoil: Callable[[Path], None]) -> None:
     spoil(federation_root / "core")
     with pytest.raises(Refused) as refused:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from lych_checkpoint import body
 from lych_checkpoint.errors import Refused
+from lych_checkpoint.repository import capture
 from tests.fixtures.federation import commit, git, make_repository
 from tests.fixtures.lacking import need_root
 from tests.fixtures.workers import Lych
@@ -177,3 +179,43 @@ def test_roots_capture_leaves_a_store_that_its_owner_can_use(theirs: Story, tmp_
     assert theirs.shadow.is_dir()
     assert [path for path in not_theirs(vault) if "bundles" not in path] == []
     assert not_theirs(theirs.root) == []
+
+
+def test_no_file_of_roots_ever_has_the_bits_that_another_gave_it(
+    theirs: Story, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tool, kept = theirs.core / "new-tool", theirs.core / "private"
+    tool.write_text("#!/bin/sh\n")
+    kept.write_text("kept\n")
+    give(theirs.root)
+    tool.chmod(0o6755)
+    kept.chmod(0o600)
+    lock = theirs.checkpoint(dirty="capture")
+    commit(theirs.core, {"other": "1\n"})
+    tool.unlink()
+    kept.unlink()
+    give(theirs.root)
+    owners = []
+    set_mode = capture._set_mode
+    monkeypatch.setattr(capture, "_set_mode", lambda directory, name, mode: (
+        owners.append((directory / name).stat().st_uid), set_mode(directory, name, mode)))
+    theirs.restore(lock)
+    assert owners == [USER] * len(owners) != []
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (tool, kept)] == [0o755, 0o600]
+    assert not_theirs(theirs.root) == []
+
+
+def test_a_mode_reaches_no_file_outside(tmp_path: Path) -> None:
+    outside, tree = tmp_path / "outside", tmp_path / "tree"
+    outside.mkdir()
+    (tree / "real").mkdir(parents=True)
+    (outside / "file").touch(mode=0o600)
+    (tree / "folder").symlink_to(outside)
+    (tree / "real/link").symlink_to(outside / "file")
+    os.link(outside / "file", tree / "real/second-name")
+    (tree / "real/own").touch(mode=0o644)
+    for name in ("folder/file", "folder/", "real/link", "real/second-name", "none", "real/none", "real/own"):
+        capture._set_mode(tree, name, 0o666)
+    assert stat.S_IMODE((outside / "file").stat().st_mode) == 0o600
+    assert stat.S_IMODE(outside.stat().st_mode) != 0o666
+    assert stat.S_IMODE((tree / "real/own").stat().st_mode) == 0o666

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -171,6 +172,23 @@ def test_a_captured_checkpoint_needs_only_its_bundle(story: Story) -> None:
     story.restore(lock)
     assert story.all_contents() == dirty
     assert body.verify(lock, story.root) == []
+
+
+def test_a_captured_tree_keeps_the_modes_of_its_directories(story: Story) -> None:
+    for name, mode in (("closed", 0o700), ("closed/inner", 0o1770), ("plain", 0o755)):
+        (story.core / name).mkdir()
+        (story.core / name / "file").write_text("x\n")
+        (story.core / name).chmod(mode)
+    os.mkfifo(story.core / "closed/pipe")
+    members = body.discover(story.root, "core", EXTENSIONS)
+    scan = body.scan(members, body.Policy(dirty="capture", shadow=story.shadow))
+    assert scan.unheld == {"core": ("closed/pipe",)}
+    lock = story.checkpoint(dirty="capture")
+    shutil.rmtree(story.core)
+    story.restore(lock)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in story.core.rglob("*") if path.is_dir()}
+    assert {name: modes[name] for name in ("closed", "inner", "plain")} == {
+        "closed": 0o700, "inner": 0o1770, "plain": 0o755}
 
 
 def test_a_filter_makes_a_repository_dirty_and_is_captured_raw(story: Story) -> None:

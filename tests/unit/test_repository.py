@@ -165,7 +165,7 @@ def test_git_that_takes_too_long_is_killed(one: Path) -> None:
     git(one, "config", "include.path", str(one / ".git" / "slow"))
     with pytest.raises(Refused) as caught:
         command.run(one / ".git", "config", "--list", timeout_s=0.3)
-    assert caught.value.code == "git-failed"
+    assert caught.value.code == "git-slow"
 
 
 def test_paths_of_ours_are_not_looked_at_whatever_they_are_called(one: Path) -> None:
