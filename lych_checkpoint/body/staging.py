@@ -114,7 +114,9 @@ def _plan(
     sound = open_sound(reader, directory, known)
     try:
         if sound is not None and _answers(sound) and _holds(reader, sound.repository, pin):
-            return _Plan(pin, sound, [])
+            if reader.reads(sound.repository, pin.captured or pin.commit):
+                return _Plan(pin, sound, [])
+            sound = None  # what is there damaged cannot be fetched over
     except Refused as error:
         if error.code != "git-slow":
             raise

@@ -89,7 +89,8 @@ def _path(entry: bytes) -> bytes:
 
 def filtered(lens: Lens) -> list[bytes]:
     """Return the tracked paths whose bytes a filter program makes: git does not hold them as they are."""
-    return lens.git("ls-files", "-z", "--", ":(exclude,attr:!filter)").out.split(b"\0")[:-1]
+    without = (":(exclude,attr:!filter)", ":(exclude,attr:-filter)")
+    return lens.git("ls-files", "-z", "--", *without).out.split(b"\0")[:-1]
 
 
 def others(lens: Lens, *, directories: bool = False) -> list[bytes]:

@@ -160,6 +160,16 @@ def test_a_missing_git_is_refused_by_name(one: Path, tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("program-missing\n", "")
 
 
+def test_a_store_may_have_the_separator_in_its_name(one: Path, tmp_path: Path) -> None:
+    store = tmp_path / "a:b"
+    store.mkdir()
+    (one / ".git/objects").rename(store / "objects")
+    (one / ".git/objects").mkdir()
+    repository = Repository.at(one)
+    with reading() as reader:
+        assert reader.lockfiles(repository, repository.head().commit, (store / "objects",))[0]
+
+
 def test_git_that_takes_too_long_is_killed(one: Path) -> None:
     os.mkfifo(one / ".git" / "slow")
     git(one, "config", "include.path", str(one / ".git" / "slow"))
