@@ -73,6 +73,12 @@ class Federation:
         return [f"{path} is a repository that is neither in LYCH_EXTENSIONS nor left out of it"
                 for path in body.strays(settings.root, settings.core, settings.extensions)]
 
+    def vanished(self, known: witness.Witness) -> list[str]:
+        """Return a sentence for each repository that the witness names and that is gone: a glob misses nothing."""
+        there = {member.path for member in self.found()}
+        return [f"{path} was a repository of the body that these data know, and is not there"
+                for path in sorted(set(known.repos) - there)]
+
     def scanning(self, *, capture: bool = True) -> AbstractContextManager[body.Scan]:
         """Scan the body by the settings; what it watches is given up when the block ends.
 

@@ -1,7 +1,7 @@
 """The body: all repositories of a federation, scanned, pinned, bundled, switched and compared as one."""
 
 from lych_checkpoint.body.area import PLACE
-from lych_checkpoint.body.checking import Standing, fingerprint, lockfiles, pins, relation, survey, verify
+from lych_checkpoint.body.checking import Standing, fingerprint, is_shallow, lockfiles, pins, relation, survey, verify
 from lych_checkpoint.body.comparing import Comparison, compare, present, uncommitted
 from lych_checkpoint.body.dirt import Policy
 from lych_checkpoint.body.displacing import bundle_lock, displace, unheld, weight_bytes
@@ -10,12 +10,14 @@ from lych_checkpoint.body.pinning import bundle, lock_of, pin, pinned, unpin
 from lych_checkpoint.body.scans import Scan, recheck, scan, scanning
 from lych_checkpoint.body.staging import lacking, make_root, stage, unstage
 from lych_checkpoint.body.switching import switch, switch_back
+from lych_checkpoint.repository.command import git_version, is_old
 from lych_checkpoint.repository.objects import Verdict
 from lych_checkpoint.repository.scratch import sweep
 
 __all__ = [
     "PLACE", "Comparison", "Member", "Policy", "Scan", "Standing", "Verdict", "bundle", "bundle_lock", "compare",
-    "discover", "displace", "find", "fingerprint", "lacking", "lock_of", "lockfiles", "make_root", "pin", "pinned",
-    "pins", "present", "recheck", "relation", "scan", "scanning", "stage", "strays", "survey", "sweep", "switch",
-    "switch_back", "uncommitted", "unheld", "unpin", "unstage", "verify", "weight_bytes",
+    "discover", "displace", "find", "fingerprint", "git_version", "is_old", "is_shallow", "lacking", "lock_of",
+    "lockfiles", "make_root", "pin", "pinned", "pins", "present", "recheck", "relation", "scan", "scanning", "stage",
+    "strays", "survey", "sweep", "switch", "switch_back", "uncommitted", "unheld", "unpin", "unstage", "verify",
+    "weight_bytes",
 ]

@@ -83,7 +83,7 @@ def test_nothing_runs(root: Path, trap: Trap, tmp_path: Path, monkeypatch: pytes
     body.survey(root, "core", EXTENSIONS)
     body.fingerprint(root, "core", EXTENSIONS)
     body.pins(members)
-    body.relation(root / "core", disk, "1" * 40, "")
+    body.relation(root / "core", body.Standing(disk, ""), "1" * 40, "1" * 40)
     assert trap.sprung() == ""
     shutil.rmtree(root / "extensions/alpha/.git/objects")
     body.stage(lock, root, bundles, "t1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -170,12 +171,29 @@ def test_a_store_may_have_the_separator_in_its_name(one: Path, tmp_path: Path) -
         assert reader.lockfiles(repository, repository.head().commit, (store / "objects",))[0]
 
 
-def test_git_that_takes_too_long_is_killed(one: Path) -> None:
+def test_the_version_of_git_is_judged_by_its_line() -> None:
+    old = ["2.39.5", "2.42.9", "2.43.6", "2.47.2 (Apple Git-1)", "2.50.0", "2.50"]
+    fresh = ["2.43.7", "2.50.1", "2.51.0", "2.51.0.windows.1", "3.0.0"]
+    assert [command.is_old(version) for version in (*old, *fresh)] == [True] * len(old) + [False] * len(fresh)
+    assert command.git_version()[0].isdigit()
+
+
+def test_git_that_takes_too_long_is_killed_also_without_ps(one: Path, tmp_path: Path) -> None:
+    """In a process of its own: GitPython finds its programs by the PATH that it was started with."""
     os.mkfifo(one / ".git" / "slow")
     git(one, "config", "include.path", str(one / ".git" / "slow"))
-    with pytest.raises(Refused) as caught:
-        command.run(one / ".git", "config", "--list", timeout_s=0.3)
-    assert caught.value.code == "git-slow"
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for program in ("git", "env"):
+        (programs / program).symlink_to(str(shutil.which(program)))
+    script = ("import os, sys; from pathlib import Path; from lych_checkpoint.repository.command import run\n"
+              "from lych_checkpoint.errors import Refused\n"
+              "try: run(Path(sys.argv[1]), 'config', '--list', timeout_s=0.3)\n"
+              "except Refused as error: print(error.code)\n"
+              "print(Path(f'/proc/self/task/{os.getpid()}/children').read_text())")
+    done = subprocess.run([sys.executable, "-c", script, one / ".git"], check=True, capture_output=True, text=True,
+                          env={**os.environ, "PATH": str(programs)}, timeout=60)
+    assert (done.stdout.split(), done.stderr) == (["git-slow"], "")
 
 
 def test_paths_of_ours_are_not_looked_at_whatever_they_are_called(one: Path) -> None:
