@@ -11,6 +11,8 @@ ROUNDS ?= 0
 # Kills of a restore by each driver, after the freezes; none where ROUNDS makes it short.
 RESTORES ?= $(if $(filter-out 0,$(ROUNDS)),,50)
 OLDEST ?= tests/unit/test_settings.py tests/unit/test_seal.py tests/unit/test_repository.py \
+  tests/integration/test_body_hostile.py tests/integration/test_body_leaks.py tests/integration/test_body_bounds.py \
+  tests/integration/test_bundle_chains.py::test_every_link_of_a_chain_comes_back_to_a_repository_that_lost_its_history \
   tests/integration/test_create_and_restore.py::test_restore_gives_back_what_the_freeze_saw \
   tests/integration/test_freeze.py::test_tasks_published_in_a_freeze_start_after_it_and_once
 

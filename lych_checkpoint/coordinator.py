@@ -96,7 +96,7 @@ def _attempt(federation: Federation, store: Store, held: lock.Lock, request: Req
     checkpoint_id = vault.new_id(datetime.now(UTC))
     soul = Soul.open(federation.ground(), settings.driver, settings.writers, settings.helper)
     soul.sweep(vault.ids)
-    warnings = soul.preflight() + federation.strays()
+    warnings = soul.preflight() + federation.strays() + federation.vanished(known)
     terms = federation.terms(
         freeze.CHECKPOINT, request.reason or request.label or "checkpoint", lowest_epoch=known.epoch,
         through=frozenset({request.task_id} - {""}),
@@ -143,7 +143,10 @@ def _write(
     around = replace(around, rebuilt=rebuild.stamp(federation.settings.root))
     body_lock = body.lock_of(scan, checkpoint_id, created_at, around)
     write_atomic(partial / "lychd.lock", body_lock.dumps().encode())
-    warnings += body.bundle(scan, checkpoint_id, partial / "body", federation.vault.last_bundles())
+    doubts = body.bundle(scan, checkpoint_id, partial / "body", federation.vault.last_bundles())
+    if doubts:
+        raise Refused(f"a repository could not be made anew from its bundle: {doubts[0]}", "body",
+                      "git fsck --full there, and mend what it says", "bundle-doubt")
     return Manifest(
         id=checkpoint_id, federation=federation.settings.federation, uuid=store.keys.uuid, created_at=created_at,
         signature=body_lock.signature, repos=body_lock.commits, soul=soul_facts, freeze=facts, files={},

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lych_checkpoint import broadcast, journal, witness
+from lych_checkpoint import body, broadcast, journal, witness
 from lych_checkpoint.database import connect
 from lych_checkpoint.errors import Away, CheckpointError, Refused
 from lych_checkpoint.federation import Federation
@@ -121,10 +121,16 @@ def _drivers(federation: Federation) -> Iterator[Finding]:
 def _body(federation: Federation) -> Iterator[Finding]:
     members = federation.members()
     yield Finding(check="body", state=OK, what=f"{len(members)} repositories below {federation.settings.root}")
+    version = body.git_version()
+    mend = "install a git with the mends for CVE-2025-48384, unless your system took them into this one"
+    yield Finding(check="body", state=WARNING if body.is_old(version) else OK, what=f"git {version}",
+                  mend=mend if body.is_old(version) else "")
     for stray in federation.strays():
         yield Finding(check="body", state=WARNING, what=stray, mend="list it, or leave it out by a leading `!`")
-    with federation.scanning() as scan:
-        yield Finding(check="body", state=OK, what=f"clean; re-checked by {scan.worktree_check}")
+    with federation.scanning(capture=False) as scan:
+        dirty = [one.member.path for one in scan.seen if one.dirty]
+        what = f"dirty, to be captured: {', '.join(dirty)}" if dirty else "clean"
+        yield Finding(check="body", state=OK, what=f"{what}; re-checked by {scan.worktree_check}")
 
 
 def _workers(federation: Federation) -> Iterator[Finding]:

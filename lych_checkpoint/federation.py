@@ -77,10 +77,20 @@ class Federation:
         return [f"{path} is a repository that is neither in LYCH_EXTENSIONS nor left out of it"
                 for path in body.strays(settings.root, settings.core, settings.extensions)]
 
-    def scanning(self) -> AbstractContextManager[body.Scan]:
-        """Scan the body by the settings; what it watches is given up when the block ends."""
-        policy = body.Policy(dirty=self.settings.dirty, shadow=self.shadow,
-                             limit_bytes=self.settings.dirty_limit_bytes)
+    def vanished(self, known: witness.Witness) -> list[str]:
+        """Return a sentence for each repository that the witness names and that is gone: a glob misses nothing."""
+        there = {member.path for member in self.found()}
+        return [f"{path} was a repository of the body that these data know, and is not there"
+                for path in sorted(set(known.repos) - there)]
+
+    def scanning(self, *, capture: bool = True) -> AbstractContextManager[body.Scan]:
+        """Scan the body by the settings; what it watches is given up when the block ends.
+
+        Args:
+            capture: False writes nothing, where a dirty repository would be captured by the settings.
+        """
+        dirty = "admit" if self.settings.dirty == "capture" and not capture else self.settings.dirty
+        policy = body.Policy(dirty=dirty, shadow=self.shadow, limit_bytes=self.settings.dirty_limit_bytes)
         return body.scanning(self.members(), policy, leave_out=self.leave_out())
 
     @property

@@ -157,10 +157,8 @@ def look(federation: Federation, known: Witness) -> Report:
             verdict = "missing"
         elif recorded is None:
             verdict = "extra"
-        elif recorded["tree"] == disk.tree:
-            verdict = "aligned"
         else:
-            verdict = body.relation(settings.root / path, disk.commit, recorded["commit"], recorded["tree"])
+            verdict = body.relation(settings.root / path, disk, recorded["commit"], recorded["tree"])
         repos[path] = RepoVerdict(verdict=verdict, disk=disk.commit if disk else "",
                                   witness=recorded["commit"] if recorded else "")
     worst = max((one.verdict for one in repos.values()), key=_ORDER.index, default="aligned")
@@ -174,9 +172,12 @@ def refusal(federation: Federation, report: Report) -> GateRefused:
     names = [item.id for item in federation.vault.manifests() if item.repos.get(path) == one.witness]
     mend = f"lych-checkpoint restore {names[-1]}" if names else (
         f"check out {one.witness[:12]} in {path}, or `lych-checkpoint restore latest`")
+    cut = ""
+    if one.verdict == "unknown" and body.is_shallow(federation.settings.root / path):
+        cut, mend = "; its history was cut off (a shallow clone)", f"git fetch --unshallow in {path}, or {mend}"
     refused = GateRefused(
         f"the body is {one.verdict}: on disk {one.disk[:12] or 'nothing'}, the soul was last animated by "
-        f"{one.witness[:12] or 'nothing'}", path, mend, f"gate-{one.verdict}",
+        f"{one.witness[:12] or 'nothing'}{cut}", path, mend, f"gate-{one.verdict}",
     )
     refused.facts = report.as_json()
     return refused

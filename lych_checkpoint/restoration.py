@@ -87,7 +87,8 @@ class Restoration:
         self._soul.shut_out()
         frozen.confirm()
         displaced = body.displace(self._federation.found(), self._root, self._journal.ticket, self._shadow,
-                                  self._federation.leave_out())
+                                  self._federation.leave_out(),
+                                  limit_bytes=self._federation.settings.dirty_limit_bytes)
         body.clear_locks(displaced, self._root)
         self._advance("closing", displaced=displaced.dumps(), freeze=asdict(frozen.facts_so_far()))
         self._time("close")
@@ -196,7 +197,8 @@ class Restoration:
                 self._manifest, id=entry.ticket, created_at=displaced.created_at, signature=displaced.signature,
                 freeze=FreezeFacts.of(entry.freeze), warnings=tuple(doubts), tags={},
                 repos=displaced.commits, soul=soul, safety=True, label="", reason=f"displaced by {self._manifest.id}",
-                previous=federation.vault.last_seal(), files={}, coalesced=0, unheld={},
+                previous=federation.vault.last_seal(), files={}, coalesced=0,
+                unheld=body.unheld(self._root, entry.ticket),
             ), federation.settings.key_path)
             federation.vault.publish(entry.ticket)
 

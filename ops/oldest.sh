@@ -11,5 +11,4 @@ rm -rf "$place"
 uv venv -q --python .venv/bin/python "$place"
 uv pip install -q --python "$place/bin/python" --require-hashes -r ops/oldest.lock
 uv pip install -q --python "$place/bin/python" --no-deps --no-build-isolation -e .
-# GitPython before 3.2 leaves the `ps` that it runs for a killed git to the garbage collector.
-exec "$place/bin/python" -m pytest -p no:cacheprovider -W ignore::ResourceWarning "$@"
+LYCH_LEAK_ROUNDS="${LYCH_LEAK_ROUNDS:-30}" exec "$place/bin/python" -m pytest -p no:cacheprovider "$@"

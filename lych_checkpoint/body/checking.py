@@ -74,21 +74,27 @@ def _differences(member: Member, pin: RepoPin, leave_out: tuple[bytes, ...], sha
         yield "differs from the lock: " + ", ".join(str(change) for change in changes[:_NAMED]) + more
 
 
-def relation(directory: Path, disk_commit: str, witness_commit: str, witness_tree: str) -> Verdict:
+def relation(directory: Path, disk: Standing, witness_commit: str, witness_tree: str) -> Verdict:
     """Return how a repository stands to its witness; equal trees are ``aligned`` whatever their history.
 
-    ``unknown``: the witness's commit is not there, or history was cut off before it.
+    ``unknown``: the witness's commit is not there, or history was cut off before it, see `is_shallow`.
     """
-    if disk_commit == witness_commit:
+    if witness_tree == disk.tree or disk.commit == witness_commit:
         return "aligned"
     try:
         repository = Repository.at(directory)
         with reading() as reader:
-            if reader.tree(repository, disk_commit) == witness_tree:
-                return "aligned"
-            return reader.relation(repository, disk_commit, witness_commit)
+            return reader.relation(repository, disk.commit, witness_commit)
     except Refused:
         return "unknown"
+
+
+def is_shallow(directory: Path) -> bool:
+    """Whether a repository's history is cut off somewhere; False where there is none."""
+    try:
+        return (Repository.at(directory).common / "shallow").is_file()
+    except Refused:
+        return False
 
 
 def survey(root: Path, core: str, extensions: Sequence[str]) -> dict[str, Standing]:

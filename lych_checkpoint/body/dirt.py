@@ -28,7 +28,10 @@ _HARMLESS = re.compile(r".*\.(?:example|sample|template|dist|pub)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What a scan does with a dirty repository: ``refuse`` it, or ``capture`` it into a store below ``shadow``."""
+    """What a scan does with a dirty repository.
+
+    ``refuse`` it, ``capture`` it into a store below ``shadow``, or ``admit`` it: only see if it could be captured.
+    """
 
     dirty: str = "refuse"
     shadow: Path | None = None
@@ -67,7 +70,7 @@ def admit(member: Member, changes: list[Change], others: Iterable[bytes], limit_
         if change.what in ("untracked", "added") and looks_secret(change.path):
             raise Refused(f"{shown(change.path)} looks like a secret: it would be copied into the vault", member.path,
                           "name it in .gitignore, or commit it", "secret")
-    size_bytes = _size(member.directory, {*(change.path for change in changes), *others})
+    size_bytes = sum(_sizes(member.directory, {*(change.path for change in changes), *others}).values())
     if size_bytes > limit_bytes:
         raise Refused(f"its changed and untracked files hold {size_bytes} bytes, more than {limit_bytes}",
                       member.path, "ignore or commit the large ones, or raise LYCH_DIRTY_LIMIT_BYTES", "too-large")
@@ -79,6 +82,16 @@ def looks_secret(path: bytes) -> bool:
     return bool(_SECRET.fullmatch(name)) and not _HARMLESS.fullmatch(name)
 
 
-def _size(directory: Path, paths: set[bytes]) -> int:
+def excess(directory: Path, paths: Iterable[bytes], limit_bytes: int) -> tuple[bytes, ...]:
+    """Return the largest of the files, so many that the others together do not exceed the limit."""
+    sizes = sorted(_sizes(directory, set(paths)).items(), key=lambda item: (item[1], item[0]))
+    whole, kept = 0, 0
+    for _, size_bytes in sizes:
+        whole += size_bytes
+        kept += whole <= limit_bytes
+    return tuple(path for path, _ in sizes[kept:])
+
+
+def _sizes(directory: Path, paths: set[bytes]) -> dict[bytes, int]:
     folders, root = Folders(directory), os.fsencode(directory)
-    return sum(os.lstat(os.path.join(root, path)).st_size for path in paths if stat.S_ISREG(folders.mode(path)))
+    return {path: os.lstat(os.path.join(root, path)).st_size for path in paths if stat.S_ISREG(folders.mode(path))}

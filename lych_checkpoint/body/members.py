@@ -13,7 +13,8 @@ from typing import Literal, TypeVar
 from lych_checkpoint.body.area import PLACE
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.manifest import RepoPin
-from lych_checkpoint.repository.place import Repository, looks_bare
+from lych_checkpoint.repository.parts import looks_bare
+from lych_checkpoint.repository.place import Repository
 
 Role = Literal["core", "extension"]
 In = TypeVar("In")
@@ -97,7 +98,8 @@ def discover(root: Path, core: str, extensions: Sequence[str]) -> tuple[Member, 
 
     Raises:
         Refused: by name: ``no-repositories``, ``no-repository`` (listed and not there), ``bare``, ``broken``,
-            ``unborn``, ``reftable``, ``leaves-root``, ``shared-repository`` (two paths, one repository).
+            ``unborn``, ``reftable``, ``leaves-root``, ``foreign-git-dir``, ``shared-repository`` (two paths, one
+            repository).
     """
     root = root.absolute()
     members = find(root, core, extensions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +13,9 @@ from lych_checkpoint.body.scans import Scan, Seen
 from lych_checkpoint.errors import CheckpointError, Refused
 from lych_checkpoint.manifest import BodyLock, Environment
 from lych_checkpoint.repository import chains, refs
-from lych_checkpoint.repository.command import run
 from lych_checkpoint.repository.place import Repository
+
+logger = logging.getLogger(__name__)
 
 _UNKNOWN = Environment()
 
@@ -29,8 +31,7 @@ def pin(scan: Scan, checkpoint_id: str) -> None:
     def one(seen: Seen) -> None:
         refs.keep(seen.repository, name, seen.pin.commit, head=seen.pin.commit)
         if seen.pin.captured and seen.shadow is not None:
-            borrowed = {"GIT_ALTERNATE_OBJECT_DIRECTORIES": str(seen.repository.objects)}
-            run(seen.shadow, "update-ref", name, seen.pin.captured, environment=borrowed)
+            refs.keep_in(seen.shadow, name, seen.pin.captured, seen.repository.objects)
 
     each(one, scan.seen)
 
@@ -39,21 +40,21 @@ def unpin(members: Sequence[Member], name: str, shadow: Path | None = None) -> N
     """Let go of what `pin` kept for a checkpoint, or `displace` under a ticket; nothing there is fine.
 
     Args:
-        members: whose refs; a broken one is passed over.
+        members: whose refs; one that is broken keeps them, with a warning.
         name: the checkpoint's id: a safety copy bears its ticket.
         shadow: directory of the stores of captured trees, which bear the same refs.
     """
     names = (f"{refs.CHECKPOINTS}/{name}", f"{refs.SAFETY}/{name}")
 
     def one(member: Member) -> None:
-        try:
-            repository = Repository.at(member.directory)
-        except Refused:
-            return
-        refs.drop(repository, *names)
         store = shadow / f"{safe_name(member.path)}.git" if shadow else None
-        if store and (store / "HEAD").is_file():
-            refs.drop_in(store, *names)
+        try:
+            if store and (store / "HEAD").is_file():
+                refs.drop_in(store, *names)
+            refs.drop(Repository.at(member.directory), *names)
+        except Refused as error:
+            if error.code != "no-repository":
+                logger.warning("refs/lych/*/%s were left: %s", name, error, extra={"event": "body.ref_left"})
 
     each(one, members)
 

@@ -35,7 +35,10 @@ _REFUSE = Policy()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """One repository as the scan found it. ``unheld`` is what a captured tree lacks, named for people."""
+    """One repository as the scan found it. ``unheld`` is what a captured tree lacks, named for people.
+
+    ``dirty``: whether its files are not as its commit says.
+    """
 
     member: Member
     repository: Repository
@@ -45,6 +48,7 @@ class Seen:
     leave_out: tuple[bytes, ...]
     shadow: Path | None
     unheld: tuple[str, ...] = ()
+    dirty: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +159,10 @@ def _look(
         raise Refused(BUSY[stamp.busy[0]], member.path, "end it first", "dirty")
     head = repository.head()
     configuration = configurations.read(repository)
+    endless = worktree.endless(member.directory)
+    if endless:
+        raise Refused(f"{worktree.shown(endless)} is no file: git would read it for ever", member.path, "remove it",
+                      "broken")
     unheld: tuple[str, ...] = ()
     with opened(repository, configuration, head.commit, fresh=False, leave_out=leave_out) as lens:
         tracked = worktree.tracked(lens)
@@ -172,10 +180,12 @@ def _look(
     store, captured, captured_tree = None, "", ""
     if policy.captures and policy.shadow is not None:
         store = policy.shadow / f"{safe_name(member.path)}.git"
-    if changes or filtered or tracked.hidden:
-        if store is None:
+    dirty = bool(changes or filtered or tracked.hidden)
+    if dirty:
+        if store is None and policy.dirty != "admit":
             raise dirt.refuse(member, changes, filtered)
         dirt.admit(member, changes, [*filtered, *tracked.hidden], policy.limit_bytes)
+    if dirty and store is not None:
         captured, captured_tree = capture(repository, configuration, head.commit, store, _SCANNED, leave_out)
     tree, lockfiles = reader.lockfiles(repository, head.commit)
     if captured and store is not None:
@@ -186,7 +196,7 @@ def _look(
         lockfiles=lockfiles,
     )
     return Seen(member=member, repository=repository, configuration=configuration, pin=pin, stamp=stamp,
-                leave_out=leave_out, shadow=store, unheld=unheld)
+                leave_out=leave_out, shadow=store, unheld=unheld, dirty=dirty)
 
 
 def _named(paths: Sequence[bytes]) -> tuple[str, ...]:
@@ -199,7 +209,7 @@ def _refuse_strange(member: Member, tracked: worktree.Tracked, leave_out: tuple[
     if strangers:
         raise Refused(f"holds a submodule that is no member: {worktree.shown(strangers[0])}", member.path,
                       "list it in LYCH_EXTENSIONS", "submodule")
-    if tracked.hidden and not policy.captures:
+    if tracked.hidden and not policy.captures and policy.dirty != "admit":
         raise Refused(f"git is told to look away from {worktree.shown(tracked.hidden[0])}", member.path,
                       "git update-index --no-assume-unchanged --no-skip-worktree FILE", "hidden")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,16 +11,19 @@ from pathlib import Path
 from lych_checkpoint.body.area import Area, flush, safe_name
 from lych_checkpoint.body.members import each
 from lych_checkpoint.body.returning import Returning, copy
-from lych_checkpoint.body.sound import Sound, open_sound
+from lych_checkpoint.body.sound import Sound, homes, open_sound
 from lych_checkpoint.errors import CheckpointError, Refused
 from lych_checkpoint.manifest import BodyLock, RepoPin
 from lych_checkpoint.ownership import hand_over, owner_of
-from lych_checkpoint.repository import bundles, chains, refs
+from lych_checkpoint.repository import bundles, chains, refs, worktree
 from lych_checkpoint.repository import configuration as configurations
 from lych_checkpoint.repository.checkout import Goal, bring_to
 from lych_checkpoint.repository.configuration import Configuration
+from lych_checkpoint.repository.lens import opened
 from lych_checkpoint.repository.objects import Reader, reading
 from lych_checkpoint.repository.place import Repository
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,8 @@ def stage(lock: BodyLock, root: Path, bundles: Path, ticket: str) -> None:
     area, returning = Area(root.absolute(), ticket), Returning.of(lock, root.absolute())
     with area.held(), reading() as reader:
         try:
-            plans = each(lambda pin: _plan(reader, pin, lock.repos, area, bundles, returning), lock.repos)
+            known = homes(area.root, [area.root / pin.path for pin in lock.repos])
+            plans = each(lambda pin: _plan(reader, pin, lock.repos, area, bundles, known, returning), lock.repos)
             each(lambda plan: _carry_out(reader, plan, area), plans)
             each(lambda pin: returning.bring_files(pin.path, area), lock.repos)
             flush([area.path])
@@ -98,27 +103,38 @@ def is_staged(root: Path, ticket: str) -> bool:
 
 
 def unstage(lock: BodyLock, root: Path, ticket: str) -> None:
-    """Remove what `stage` made. What a switch displaced and could not leave in place is kept."""
+    """Remove what `stage` made. What a switch displaced and could not leave in place is kept.
+
+    A ref in a repository that is broken by now stays, with a warning: it keeps a commit, and nothing else.
+    """
     area = Area(root.absolute(), ticket)
 
     def one(pin: RepoPin) -> None:
         try:
-            repository = Repository.at(area.root / pin.path)
-        except Refused:
-            return
-        refs.drop(repository, f"{refs.STAGED}/{ticket}")
+            refs.drop(Repository.at(area.root / pin.path), f"{refs.STAGED}/{ticket}")
+        except Refused as error:
+            if error.code != "no-repository":
+                logger.warning("%s/%s was left: %s", refs.STAGED, ticket, error, extra={"event": "body.ref_left"})
 
     each(one, lock.repos)
     area.clear()
 
 
 def _plan(
-    reader: Reader, pin: RepoPin, pins: Sequence[RepoPin], area: Area, folder: Path, returning: Returning,
+    reader: Reader, pin: RepoPin, pins: Sequence[RepoPin], area: Area, folder: Path, known: Mapping[Path, Path],
+    returning: Returning,
 ) -> _Plan:
     directory = area.root / pin.path
-    sound = open_sound(reader, directory)
-    if sound is not None and _holds(reader, sound.repository, pin):
-        return _Plan(pin, sound, [])
+    sound = open_sound(reader, directory, known)
+    try:
+        if sound is not None and _answers(sound) and _holds(reader, sound.repository, pin):
+            if reader.reads(sound.repository, pin.captured or pin.commit):
+                return _Plan(pin, sound, [])
+            sound = None  # what is there damaged cannot be fetched over
+    except Refused as error:
+        if error.code != "git-slow":
+            raise
+        sound = None  # better now than while workers are frozen
     if sound is None:
         _refuse_immovable(pin, pins, directory)
         waiting = returning.repository(pin.path)
@@ -138,6 +154,17 @@ def _files(pin: RepoPin, folder: Path) -> list[Path]:
 
 def _holds(reader: Reader, repository: Repository, pin: RepoPin) -> bool:
     return all(reader.holds(repository, commit) for commit in {pin.commit, pin.captured or pin.commit})
+
+
+def _answers(sound: Sound) -> bool:
+    """Ask for a status, as `displace` will; whatever it says, it must say it."""
+    with opened(sound.repository, sound.configuration, sound.head.commit, fresh=False) as lens:
+        try:
+            worktree.changes(lens)
+        except Refused as error:
+            if error.code == "git-slow":
+                raise
+    return True
 
 
 def _refuse_immovable(pin: RepoPin, pins: Sequence[RepoPin], directory: Path) -> None:

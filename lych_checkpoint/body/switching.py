@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -12,6 +13,7 @@ from lych_checkpoint.errors import Refused
 from lych_checkpoint.manifest import BodyLock, RepoPin
 from lych_checkpoint.ownership import make_directory
 from lych_checkpoint.repository import configuration as configurations
+from lych_checkpoint.repository import worktree
 from lych_checkpoint.repository.checkout import Goal, bring_to, unlock
 from lych_checkpoint.repository.place import UNREADABLE, Repository
 
@@ -101,7 +103,7 @@ def _move_whole(turn: _Turn) -> None:
     area, wanted = turn.area, {pin.path for pin in turn.comes.repos}
     for path in sorted({*wanted, *(pin.path for pin in turn.goes.repos)}, key=lambda one: (_depth(one), one)):
         directory, waiting = area.root / path, area.repository(turn.arriving, path)
-        arrives = waiting.exists()
+        arrives = os.path.lexists(waiting)  # a symlink to another repository is kept as one
         if arrives or (path not in wanted and (directory / ".git").exists()):
             if path == ".":
                 raise Refused("the root itself is a repository and cannot be moved", str(area.root),
@@ -112,7 +114,7 @@ def _move_whole(turn: _Turn) -> None:
 
 
 def _rename(source: Path, goal: Path) -> None:
-    if not source.exists():
+    if not os.path.lexists(source):
         return
     make_directory(goal.parent)
     try:
@@ -126,6 +128,10 @@ def _bring(turn: _Turn, pin: RepoPin) -> None:
     members = listed_in(area.root, turn.comes.repos)
     member = next(one for one in members if one.path == pin.path)
     repository = Repository.at(member.directory)
+    endless = worktree.endless(member.directory)
+    if endless:  # made since it was staged; undoing asks no git here
+        raise Refused(f"{worktree.shown(endless)} is no file: git would read it for ever", pin.path, "remove it",
+                      "broken")
     unlock(repository, alone=turn.alone)
     leaving = next((one.captured for one in turn.goes.repos if one.path == pin.path), "")
     bring_to(

@@ -1,13 +1,15 @@
 """What inotify saw in the directories of the body since they were armed.
 
 Armed before a repository is looked at, so that no change falls between. It does not see stores into a mapped file,
-only the close of a descriptor that could write. Where it cannot see all, it says so and every re-check scans again.
+only the close of a descriptor that could write, nor a write through a hard link in a directory that is not watched.
+Where it cannot see all, as on a network's file system, it says so and every re-check scans again.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import re
 import struct
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,6 +24,11 @@ _ONLY_DIRECTORY, _DO_NOT_FOLLOW = 0x1000000, 0x2000000
 _MASK = (_MODIFY | _ATTRIB | _CLOSE_WRITE | _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE | _DELETE_SELF | _MOVE_SELF
          | _ONLY_DIRECTORY | _DO_NOT_FOLLOW)
 _READ_BYTES = 1 << 16
+_MOUNTS, _OCTAL = Path("/proc/self/mountinfo"), re.compile(rb"\\([0-7]{3})")
+#: File systems that only this kernel writes, so that inotify sees it. On NFS, CIFS, 9p and FUSE others write
+#: unseen. An overlay's lower layers are nobody's to write while it is mounted.
+_LOCAL = frozenset(("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "nilfs2", "overlay", "ramfs",
+                    "reiserfs", "tmpfs", "xfs", "zfs"))
 
 
 class Watch:
@@ -61,6 +68,7 @@ class Watch:
         """
         root = os.fsencode(directory)
         self._left_out[number] = lens
+        self.complete = self.complete and all(kind in _LOCAL for kind in kinds(root, _MOUNTS.read_bytes()))
         folders = {b""}
         above = {path.rpartition(b"/")[0] for path in tracked}
         while above:
@@ -117,6 +125,28 @@ class Watch:
             if mask & _IS_DIRECTORY and mask & (_CREATE | _MOVED_TO):
                 self._restless.add(number)  # nothing watches the new directory: look at all of it from now on
         return found
+
+
+def kinds(directory: bytes, mounts: bytes) -> set[str]:
+    """Return the types of the file systems that a directory lies on and that are mounted below it.
+
+    Args:
+        directory: an absolute path.
+        mounts: what the kernel says in ``/proc/self/mountinfo``; of two on one place the later one lies above.
+    """
+    directory = os.path.realpath(directory)
+    found: dict[bytes, str] = {}
+    for line in mounts.splitlines():
+        before, _, after = line.partition(b" - ")
+        place = _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), before.split(b" ")[4])
+        found[place] = after.split(b" ")[0].decode(errors="replace")
+    above = [place for place in found if _is_in(directory, place)]
+    below = [place for place in found if _is_in(place, directory)]
+    return {found[place] for place in [max(above, key=len, default=b""), *below] if place in found} or {"unknown"}
+
+
+def _is_in(path: bytes, place: bytes) -> bool:
+    return path == place or path.startswith(place.rstrip(b"/") + b"/")
 
 
 def _directories(root: bytes, folder: bytes, lens: Lens) -> list[bytes]:

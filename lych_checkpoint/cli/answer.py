@@ -86,11 +86,12 @@ def failed(error: CheckpointError, *, as_json: bool) -> int:
     if as_json:
         _out(json.dumps({"schema": SCHEMA, "error": error.as_json(), **error.facts}))
     else:
-        click.echo(f"lych-checkpoint: {error.where + ': ' if error.where else ''}{error.what}", err=True)
+        where = f"{error.where}: " if error.where else ""
+        click.echo(harmless(f"lych-checkpoint: {where}{error.what}"), err=True)
         if error.mend:
-            click.echo(f"mend it with: {error.mend}", err=True)
+            click.echo(harmless(f"mend it with: {error.mend}"), err=True)
     for note in getattr(error, "__notes__", []):
-        click.echo(note, err=True)
+        click.echo(harmless(note), err=True)
     return error.exit_code
 
 

@@ -6,13 +6,14 @@ import errno
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.repository.command import run
 from lych_checkpoint.repository.configuration import Configuration
 from lych_checkpoint.repository.lens import Lens, opened, prepare
+from lych_checkpoint.repository.ownership import refuse_links
 from lych_checkpoint.repository.place import Repository
 from lych_checkpoint.repository.scratch import scratch
 
@@ -104,8 +105,24 @@ def fetch(repository: Repository, object_format: str, files: Sequence[Path]) -> 
     Raises:
         Refused: a bundle is damaged, or does not hold all that it names (``bundle-broken``).
     """
+    refuse_links(repository)
     with scratch() as place:
-        _fetch(place, object_format, files, repository.objects, str(repository.directory))
+        lens = _fetch(place, object_format, files, repository.objects, str(repository.directory))
+        boundary = boundary_of(files[0])
+        if boundary.is_file():
+            _cut_off(repository, replace(lens, shallow=None), boundary.read_text().split())
+
+
+def _cut_off(repository: Repository, lens: Lens, commits: Sequence[str]) -> None:
+    """Tell git that history ends at ``commits``, as far as it does: it may be there from elsewhere."""
+    shallow = repository.common / "shallow"
+    known = set(shallow.read_text().split()) if shallow.is_file() else set()
+    ends = {commit for commit in commits if lens.git("rev-list", "-n2", commit, "--", accept=(0, 128)).status}
+    if ends - known:
+        temporary = repository.common / "lych-shallow"
+        temporary.unlink(missing_ok=True)
+        temporary.write_text("".join(f"{commit}\n" for commit in sorted(known | ends)))
+        temporary.rename(shallow)
 
 
 def doubt(object_format: str, files: Sequence[Path]) -> str:
@@ -122,7 +139,7 @@ def doubt(object_format: str, files: Sequence[Path]) -> str:
     return ""
 
 
-def _fetch(place: Path, object_format: str, files: Sequence[Path], objects: Path, where: str) -> None:
+def _fetch(place: Path, object_format: str, files: Sequence[Path], objects: Path, where: str) -> Lens:
     boundary = boundary_of(files[0])
     prepare(place, object_format=object_format, head="ref: refs/heads/none")
     shallow = Path(shutil.copyfile(boundary, place / "boundary")) if boundary.is_file() else None
@@ -138,6 +155,7 @@ def _fetch(place: Path, object_format: str, files: Sequence[Path], objects: Path
         except Refused as error:
             raise Refused(f"{file.name}: {error.what}", where,
                           "lych-checkpoint verify, then restore another checkpoint", "bundle-broken") from error
+    return lens
 
 
 def make_repository(
@@ -152,9 +170,6 @@ def make_repository(
         "-b", branch or "main", work_tree=directory)
     repository = Repository.at(directory)
     fetch(repository, configuration.object_format, files)
-    boundary = boundary_of(files[0])
-    if boundary.is_file():
-        shutil.copyfile(boundary, repository.git_dir / "shallow")
     if configuration.remote:
         run(repository.git_dir, "config", "remote.origin.url", configuration.remote)
         run(repository.git_dir, "config", "remote.origin.fetch", "+refs/heads/*:refs/remotes/origin/*")

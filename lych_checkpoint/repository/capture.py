@@ -5,21 +5,30 @@ The store (shadow) borrows objects from the repository and holds only what the r
 
 from __future__ import annotations
 
+import fcntl
 import json
+import logging
 import os
 import stat
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from lych_checkpoint.errors import Refused
-from lych_checkpoint.repository.command import run
+from lych_checkpoint.ownership import hand_over, make_directory, owner_of
+from lych_checkpoint.repository import refs, worktree
 from lych_checkpoint.repository.configuration import Configuration
 from lych_checkpoint.repository.lens import Lens, opened, prepare
 from lych_checkpoint.repository.place import Repository
+from lych_checkpoint.repository.scratch import scratch
 from lych_checkpoint.repository.worktree import Folders, is_below, others, tracked
 
+logger = logging.getLogger(__name__)
+
 #: Modes that git keeps by itself; all others travel in the captured commit's message.
-_GIT_MODES = (0o644, 0o755)
+_GIT_MODES, _FOLDER_MODE = (0o644, 0o755), 0o755
+_ALL_BITS, _PLAIN_BITS = 0o7777, 0o1777
 #: The same tree on the same commit is to give the same captured commit.
 _EPOCH = {"GIT_AUTHOR_DATE": "@0 +0000", "GIT_COMMITTER_DATE": "@0 +0000"}
 _TITLE = "lych_checkpoint: a working tree, byte for byte\n\n"
@@ -27,7 +36,7 @@ _TITLE = "lych_checkpoint: a working tree, byte for byte\n\n"
 
 def capture(
     repository: Repository, configuration: Configuration, head: str, shadow: Path, ref: str,
-    leave_out: tuple[bytes, ...],
+    leave_out: tuple[bytes, ...], spare: Collection[bytes] = (),
 ) -> tuple[str, str]:
     """Capture all files that are tracked or untracked, not those that are ignored.
 
@@ -38,6 +47,7 @@ def capture(
         shadow: directory of the store; made if missing.
         ref: name that keeps the captured commit in the store.
         leave_out: see `lens.opened`.
+        spare: paths that are not captured, although they are tracked or untracked.
 
     Returns:
         The captured commit and its tree. The same files on the same commit give the same two.
@@ -45,34 +55,49 @@ def capture(
     Raises:
         Refused: a file cannot be read.
     """
-    modes = _plain_files(repository.directory, _paths(repository, configuration, head, leave_out))
+    modes = _plain_files(
+        repository.directory, paths(repository, configuration, head, leave_out) - set(spare))
     object_format = configuration.object_format
-    prepare(shadow, object_format=object_format, head="ref: refs/heads/none", raw=True)
-    index = shadow / "index"
-    for left in (index, shadow / "index.lock"):
-        left.unlink(missing_ok=True)
-    raw = Lens(git_dir=shadow, work_tree=repository.directory, objects=shadow / "objects", index=index,
-               alternates=(repository.objects,), environment=_EPOCH)
-    raw.git("update-index", "-z", "--add", "--stdin", stdin=b"".join(path + b"\0" for path in sorted(modes)))
-    tree = raw.git("write-tree").out.decode().strip()
     odd = {os.fsdecode(path): mode for path, mode in modes.items() if mode not in _GIT_MODES and mode}
+    odd |= _odd_folders(repository.directory, modes)
     message = _TITLE + json.dumps(odd, sort_keys=True)
-    commit = raw.git("commit-tree", "-p", head, tree, stdin=message.encode()).out.decode().strip()
-    run(shadow, "update-ref", ref, commit, environment={"GIT_ALTERNATE_OBJECT_DIRECTORIES": str(repository.objects)})
+    with _store(shadow, object_format), scratch() as place:
+        raw = Lens(git_dir=shadow, work_tree=repository.directory, objects=shadow / "objects", index=place / "index",
+                   alternates=(repository.objects,), environment=_EPOCH)
+        raw.git("update-index", "-z", "--add", "--stdin", stdin=b"".join(path + b"\0" for path in sorted(modes)))
+        tree = raw.git("write-tree").out.decode().strip()
+        commit = raw.git("commit-tree", "-p", head, tree, stdin=message.encode()).out.decode().strip()
+        refs.keep_in(shadow, ref, commit, repository.objects)
     return commit, tree
 
 
-def _paths(
+@contextmanager
+def _store(shadow: Path, object_format: str) -> Iterator[None]:
+    """Hold a store, made where it is missing; two captures may meet in it, of two processes or hosts."""
+    make_directory(shadow, 0o700)
+    descriptor = os.open(shadow, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):  # a file system without locks; each has an index of its own at least
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        prepare(shadow, object_format=object_format, head="ref: refs/heads/none", raw=True)
+        yield
+        hand_over(shadow, owner_of(shadow.parent))
+    finally:
+        os.close(descriptor)
+
+
+def paths(
     repository: Repository, configuration: Configuration, head: str, leave_out: tuple[bytes, ...],
 ) -> set[bytes]:
+    """Return all that is tracked or untracked, and not ignored."""
     with opened(repository, configuration, head, leave_out=leave_out) as lens:
         listed = lens.git("ls-files", "-z", index=repository.index, accept=(0, 128))
         if listed.status:  # the index is broken: what HEAD tracks is the next best
             lens.git("read-tree", head)
         view = lens if listed.status else replace(lens, index=repository.index)
         known = tracked(view)
-        paths = {path for path in known.files if is_below(path) and not view.left_out(path)} - set(known.links)
-        return paths | {path for path in others(view) if not path.endswith(b"/")}
+        found = {path for path in known.files if is_below(path) and not view.left_out(path)} - set(known.links)
+        return found | {path for path in others(view) if not path.endswith(b"/")}
 
 
 def _plain_files(directory: Path, paths: set[bytes]) -> dict[bytes, int]:
@@ -86,12 +111,47 @@ def _plain_files(directory: Path, paths: set[bytes]) -> dict[bytes, int]:
     return found
 
 
+def _odd_folders(directory: Path, files: Iterable[bytes]) -> dict[str, int]:
+    """Return the modes, by path with a ``/`` at its end, of directories above ``files`` that git would not make."""
+    known, folders, above = Folders(directory), set[bytes](), {os.path.dirname(path) for path in files} - {b""}
+    while above:
+        folders |= above
+        above = {os.path.dirname(path) for path in above} - folders - {b""}
+    modes = {path: stat.S_IMODE(known.mode(path)) for path in folders}
+    return {os.fsdecode(path) + "/": mode for path, mode in modes.items() if mode != _FOLDER_MODE}
+
+
 def restore_modes(lens: Lens, commit: str) -> None:
-    """Give files the modes that git does not keep, as the captured commit says."""
+    """Give files and directories the modes that git does not keep, as the captured commit says.
+
+    Root gives no setuid or setgid bit: whoever wrote the tree wrote those bytes too.
+    """
     message = lens.git("cat-file", "commit", commit).out.partition(b"\n\n")[2].decode()
     if not message.startswith(_TITLE):
         raise Refused("is not a captured commit", commit, "", "no-capture")
-    for name, mode in json.loads(message.removeprefix(_TITLE)).items():
-        path = lens.work_tree / name
-        if not path.is_symlink():
-            path.chmod(mode)
+    odd: dict[str, int] = json.loads(message.removeprefix(_TITLE))
+    kept = _PLAIN_BITS if os.geteuid() == 0 else _ALL_BITS
+    for name in [name for name, mode in odd.items() if mode & ~kept]:
+        logger.warning("%s does not get its setuid or setgid bit back", worktree.shown(os.fsencode(name)),
+                       extra={"event": "body.bits_dropped"})
+    # Files before directories, inner ones before outer ones: behind a closed door nothing can be changed.
+    for name in sorted(odd, key=lambda name: (name.endswith("/"), -name.count("/"))):
+        _set_mode(lens.work_tree, name, odd[name] & kept)
+
+
+def _set_mode(directory: Path, name: str, mode: int) -> None:
+    """Set a mode, by way of real directories only, and of nothing that has another name elsewhere."""
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    place = os.open(directory, flags | os.O_DIRECTORY)
+    try:
+        for part in Path(name).parts:
+            inner = os.open(part, flags, dir_fd=place)
+            os.close(place)
+            place = inner
+        found = os.fstat(place)
+        if stat.S_ISDIR(found.st_mode) if name.endswith("/") else stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+            os.chmod(f"/proc/self/fd/{place}", mode)  # fchmod takes no such descriptor, any other needs more rights
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # somebody was quicker, or a file of that name was moved aside
+    finally:
+        os.close(place)

@@ -20,7 +20,7 @@ from lych_checkpoint.ownership import hand_over, owner_of
 from lych_checkpoint.repository import capture, holders, refs
 from lych_checkpoint.repository.configuration import Configuration
 from lych_checkpoint.repository.lens import Lens, opened
-from lych_checkpoint.repository.ownership import hand_over_git
+from lych_checkpoint.repository.ownership import hand_over_git, refuse_links
 from lych_checkpoint.repository.place import BUSY, Repository
 from lych_checkpoint.repository.worktree import Folders, is_below, others
 
@@ -94,22 +94,28 @@ def bring_to(
         Refused: git failed, or another git took the index (``locked``); done again it goes on.
     """
     wanted = goal.captured or goal.commit
+    refuse_links(repository)
     with opened(repository, configuration, wanted, raw=bool(goal.captured), alternates=alternates,
                 leave_out=leave_out, inherit=inherit, within=within) as lens:
         before = _listed(lens, repository.index)
         _build(lens, wanted)
         target = _listed(lens, lens.index)
+        # What a captured commit does not hold was too large for it, and is nowhere else.
+        held = before & _files_of(lens, leaving) if leaving else before
         if aside is not None:
             _set_state_aside(repository, aside.state)
-            _clear_the_way(lens, before, aside)
+            _clear_the_way(lens, held, aside)
         lens.git("checkout-index", "-a", "-f", "-u", "-q", timeout_s=_TIMEOUT_S)
-        _remove(lens, before - target)
+        _remove(lens, held - target)
         if aside is not None:
+            for path in before - held - target:
+                _move_if_there(lens.work_tree, path, aside.files)
             for path in others(lens):
                 _move(lens.work_tree, path.rstrip(b"/"), aside.files)
             for path in _files_of(lens, leaving) - target:
                 _move(lens.work_tree, path, aside.files)
         _forget_bytecode(lens.work_tree, before | target, target)
+        hand_over(repository.directory, owner_of(repository.directory), target)  # first: a mode must not be root's
         if goal.captured:
             capture.restore_modes(lens, goal.captured)
         else:
@@ -121,7 +127,6 @@ def bring_to(
             _build(lens, goal.commit)
             _install_index(repository, lens.index)
     refs.set_head(repository, goal.commit, goal.branch, inherit=inherit)
-    hand_over(repository.directory, owner_of(repository.directory), target)
     hand_over_git(repository)
     if aside is not None:
         _bring_back(repository.directory, aside.waiting)
@@ -146,12 +151,12 @@ def _files_of(lens: Lens, commit: str) -> set[bytes]:
     return {path for path in paths if folders.mode(path) and not stat.S_ISDIR(folders.mode(path))}
 
 
-def _clear_the_way(lens: Lens, before: set[bytes], aside: Aside) -> None:
-    """Move aside, once, what git never knew and is about to overwrite: ignored files, above all."""
+def _clear_the_way(lens: Lens, held: set[bytes], aside: Aside) -> None:
+    """Move aside, once, what nothing holds and is about to be overwritten: ignored files, above all."""
     if aside.cleared.exists():
         return
     differing = lens.git("ls-files", "-z", "-m").out.split(b"\0")[:-1]
-    for path in sorted(set(differing) - before):
+    for path in sorted(set(differing) - held):
         folders = Folders(lens.work_tree)
         obstacle = folders.obstacle(path) or (path if folders.mode(path) else b"")
         if obstacle and not lens.left_out(obstacle):
@@ -196,6 +201,12 @@ def _set_state_aside(repository: Repository, state: Path) -> None:
         source = repository.git_dir / name
         if os.path.lexists(source):
             _put(source, state, name)
+
+
+def _move_if_there(directory: Path, path: bytes, files: Path) -> None:
+    mode = Folders(directory).mode(path)
+    if mode and not stat.S_ISDIR(mode):
+        _move(directory, path, files)
 
 
 def _move(directory: Path, path: bytes, files: Path) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 # Where git is missing GitPython's import would fail with its own text; like this the first command is refused.
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
@@ -36,6 +40,10 @@ _CONFIGURATION = {
     "core.preloadIndex": "true", "submodule.recurse": "false", "fetch.recurseSubmodules": "false",
     "protocol.allow": "never", "gc.auto": "0", "maintenance.auto": "false", "advice.detachedHead": "false",
 }
+
+
+#: The first release of each line that has the mends of July 2025; every later line has them.
+_MENDED = {(2, 43): 7, (2, 44): 4, (2, 45): 4, (2, 46): 4, (2, 47): 3, (2, 48): 2, (2, 49): 1, (2, 50): 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +80,7 @@ def run(
         inherit: a descriptor that git keeps open as long as it lives (a lock that outlives us).
 
     Raises:
-        Refused: git is missing, or ended with another status (code ``git-failed``).
+        Refused: git is missing, was too slow (``git-slow``), or ended with another status (``git-failed``).
     """
     where = str(work_tree or git_dir)
     place = {"GIT_DIR": str(git_dir)} | ({"GIT_WORK_TREE": str(work_tree)} if work_tree else {})
@@ -86,19 +94,62 @@ def run(
     extra: dict[str, Any] = {} if inherit is None else {"pass_fds": (inherit,)}
     source = _memory_file(stdin) if stdin is not None else None
     try:
-        status, out, err = cast("tuple[int, bytes, str]", Git(os.sep).execute(
-            argv, istream=source, with_extended_output=True, with_exceptions=False, stdout_as_string=False,
-            strip_newline_in_stdout=False, kill_after_timeout=timeout_s, shell=False, env=ours, **extra,
-        ))
+        process: Any = Git(os.sep).execute(argv, istream=source, as_process=True, shell=False, env=ours, **extra)
+        out, err, in_time = _ended(process, timeout_s)
     except GitCommandNotFound as error:
         raise Refused("the program git was not found", where, "install git", "program-missing") from error
     finally:
         if source is not None:
             source.close()
+    if not in_time:
+        raise Refused(f"git {arguments[0]} did not end within {timeout_s:g} s", where, "", "git-slow")
+    status = process.returncode
     if status not in accept:
         lines = [line for line in err.splitlines() if line.strip()] or [f"exit {status}"]
         raise Refused(f"git {arguments[0]} failed: {lines[-1].strip()}", where, "", "git-failed")
     return Done(status, out, err)
+
+
+def git_version() -> str:
+    """Return git's version as it tells it, such as ``2.39.5``.
+
+    Raises:
+        Refused: git is missing.
+    """
+    return run(Path(os.sep), "version").out.decode(errors="replace").removeprefix("git version ").strip()
+
+
+def is_old(version: str) -> bool:
+    """Whether a version of git is older than the mends of its line for CVE-2025-48384.
+
+    Nothing that it is about is run here, yet whoever uses git in the same repositories runs it.
+    """
+    numbers = [int(part) for part in re.findall(r"\d+", version)[:3]]
+    line = tuple(numbers[:2])
+    return line < min(_MENDED) or (line in _MENDED and (numbers[2] if len(numbers) > 2 else 0) < _MENDED[line])
+
+
+def _ended(process: Any, timeout_s: float) -> tuple[bytes, str, bool]:
+    """Return what the process said, and whether it ended by itself in time; else it is killed, and its children.
+
+    Not by GitPython: before 3.2 that asks `ps` for the children, and where there is none kills nobody.
+    """
+    late = threading.Event()
+
+    def kill() -> None:
+        late.set()
+        with suppress(OSError):  # the kernel may not tell, or the process has just ended
+            for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+        process.kill()
+
+    watchdog = threading.Timer(timeout_s, kill)
+    watchdog.start()
+    try:
+        out, err = process.communicate()
+    finally:
+        watchdog.cancel()
+    return out, err.decode(errors="replace"), not (late.is_set() and process.returncode == -signal.SIGKILL)
 
 
 def _configured(configuration: Mapping[str, str]) -> dict[str, str]:
@@ -114,3 +165,11 @@ def _memory_file(data: bytes) -> BinaryIO:
     file.flush()
     file.seek(0)
     return file
+
+
+def quoted(path: Path) -> str:
+    """Return a path as ``GIT_ALTERNATE_OBJECT_DIRECTORIES`` takes one, whose separator may be in it."""
+    text = str(path)
+    if ":" not in text and not text.startswith('"'):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

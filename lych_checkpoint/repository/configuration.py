@@ -9,6 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.repository.command import run
+from lych_checkpoint.repository.parts import foreign, is_inside
 from lych_checkpoint.repository.place import Repository
 
 _TIMEOUT_S = 15
@@ -30,7 +31,7 @@ def read(repository: Repository) -> Configuration:
 
     Raises:
         Refused: it cannot be read (``broken``), or says something that we cannot capture, by name: ``bare``,
-            ``foreign-work-tree``, ``sparse``, ``partial-clone``, ``reftable``.
+            ``foreign-work-tree``, ``foreign-git-dir``, ``sparse``, ``partial-clone``, ``reftable``.
     """
     where = str(repository.directory)
     try:
@@ -60,6 +61,10 @@ def _refuse(values: dict[str, str], repository: Repository) -> None:
     if work_tree and (repository.git_dir / work_tree).resolve() != repository.directory.resolve():
         raise Refused(f"its core.worktree is elsewhere: {work_tree}", where, "git config --unset core.worktree",
                       "foreign-work-tree")
+    if not work_tree and repository.common == repository.git_dir and \
+            not is_inside(repository.directory, repository.git_dir):
+        raise foreign(repository.directory, f"{repository.git_dir} does not say that this is its working tree",
+                      f"git config core.worktree {repository.directory}")
     if _is_true(values.get("core.sparsecheckout", "")):
         raise Refused("is a sparse checkout: files that are not there cannot be told from files that were deleted",
                       where, "git sparse-checkout disable", "sparse")

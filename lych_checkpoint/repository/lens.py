@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lych_checkpoint.repository.command import Done, run
+from lych_checkpoint.repository.command import Done, quoted, run
 from lych_checkpoint.repository.configuration import Configuration
 from lych_checkpoint.repository.place import Repository
 from lych_checkpoint.repository.scratch import scratch
@@ -45,7 +45,7 @@ class Lens:
         """Run git through this lens; see `command.run`. ``index`` replaces the lens's own."""
         environment = {
             "GIT_OBJECT_DIRECTORY": str(self.objects), "GIT_INDEX_FILE": str(index or self.index),
-            "GIT_ALTERNATE_OBJECT_DIRECTORIES": ":".join(_quoted(path) for path in self.alternates),
+            "GIT_ALTERNATE_OBJECT_DIRECTORIES": ":".join(quoted(path) for path in self.alternates),
             "GIT_ALLOW_PROTOCOL": protocol, **self.environment,
         }
         if self.shallow is not None:
@@ -74,11 +74,12 @@ def prepare(
         (git_dir / folder).mkdir(parents=True, exist_ok=True)
     extension = f"[extensions]\n\tobjectformat = {object_format}\n" if object_format != "sha1" else ""
     version = 1 if extension else 0
-    (git_dir / "config").write_text(f"[core]\n\trepositoryformatversion = {version}\n\tbare = false\n{extension}")
-    (git_dir / "HEAD").write_text(head + "\n")
+    config = f"[core]\n\trepositoryformatversion = {version}\n\tbare = false\n{extension}"
+    _write(git_dir / "config", config.encode())
+    _write(git_dir / "HEAD", head.encode() + b"\n")
     for name, text in info.items():
         if "info" in folders:
-            (git_dir / "info" / name).write_bytes(text)
+            _write(git_dir / "info" / name, text)
     for shared in shared_indexes:
         link = git_dir / shared.name
         if not link.exists():
@@ -133,8 +134,7 @@ def inside(directory: Path, paths: Sequence[Path]) -> tuple[bytes, ...]:
     return tuple(os.fsencode(path.relative_to(directory)) for path in below)
 
 
-def _quoted(path: Path) -> str:
-    text = str(path)
-    if ":" not in text and not text.startswith('"'):
-        return text
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+def _write(path: Path, text: bytes) -> None:
+    """Write a file, unless that is what it holds: somebody may read it, and must never see half of it."""
+    if not path.is_file() or path.read_bytes() != text:
+        path.write_bytes(text)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.records import digest
-from lych_checkpoint.repository.command import Done, run
+from lych_checkpoint.repository.command import Done, quoted, run
 from lych_checkpoint.repository.lens import prepare
 from lych_checkpoint.repository.place import Repository
 from lych_checkpoint.repository.scratch import scratch
@@ -22,9 +22,12 @@ Verdict = Literal["aligned", "ahead", "behind", "diverged", "unknown"]
 _LOCKFILE = re.compile(
     rb"(?:uv|poetry|pdm|Pipfile|pixi)\.lock|pylock(?:\.[^.]+)?\.toml|(?:requirements|constraints)[^/]*\.txt"
     rb"|conda-lock\.ya?ml")
-#: Anyone may commit a `uv.lock` of many gigabytes; one larger than this is not digested.
-_MOST_BYTES = 64 << 20
+#: Anyone may commit a `uv.lock` of many gigabytes, or thousands; what exceeds this together is not digested. A name
+#: that no file system takes is none.
+_MOST_BYTES, _MOST_LOCKFILES, _MOST_NAME_BYTES = 64 << 20, 1000, 255
 _MOST_LETTERS = 100
+#: What reads one object is done at once, unless that object is a pipe; what reads all of a commit is not.
+_QUICK_S, _WHOLE_S = 20, 1800
 
 
 class Reader:
@@ -35,17 +38,17 @@ class Reader:
 
     def ask(
         self, repository: Repository, commit: str, *arguments: str, accept: tuple[int, ...] = (0,),
-        alternates: Sequence[Path] = (), stdin: bytes | None = None,
+        alternates: Sequence[Path] = (), stdin: bytes | None = None, timeout_s: float = 120,
     ) -> Done:
         """Run a command that only reads objects. ``commit`` tells the object format by its length."""
         object_format = "sha256" if len(commit) == 64 else "sha1"
         environment = {"GIT_OBJECT_DIRECTORY": str(repository.objects),
-                       "GIT_ALTERNATE_OBJECT_DIRECTORIES": ":".join(str(path) for path in alternates)}
+                       "GIT_ALTERNATE_OBJECT_DIRECTORIES": ":".join(quoted(path) for path in alternates)}
         shallow = repository.common / "shallow"
         if shallow.is_file():
             environment["GIT_SHALLOW_FILE"] = str(shallow)
         return run(self._place / object_format, *arguments, environment=environment, accept=accept,
-                   stdin=stdin)
+                   stdin=stdin, timeout_s=timeout_s)
 
     def tree(self, repository: Repository, commit: str) -> str:
         """Return the tree of a commit.
@@ -53,7 +56,8 @@ class Reader:
         Raises:
             Refused: it has no such commit (``broken``).
         """
-        done = self.ask(repository, commit, "rev-parse", "--verify", "-q", f"{commit}^{{tree}}", accept=(0, 1, 128))
+        done = self.ask(repository, commit, "rev-parse", "--verify", "-q", f"{commit}^{{tree}}", accept=(0, 1, 128),
+                        timeout_s=_QUICK_S)
         if done.status:
             raise Refused(f"the repository is broken: the commit {commit[:12]} cannot be read",
                           str(repository.directory), "git fsck, or restore it", "broken")
@@ -73,12 +77,18 @@ class Reader:
         if not top or top[0].kind != "tree":
             raise Refused(f"the repository is broken: the commit {commit[:12]} cannot be read",
                           str(repository.directory), "git fsck, or restore it", "broken")
-        names = [os.fsdecode(name) for name in _lockfiles_in(top[0])]
-        if not names:
+        try:
+            names = [os.fsdecode(name) for name in _lockfiles_in(top[0])]
+        except ValueError as error:
+            raise Refused(f"the repository is broken: the tree of {commit[:12]} is none", str(repository.directory),
+                          "git fsck, or restore it", "broken") from error
+        if not names or len(names) > _MOST_LOCKFILES:  # so many pin nothing; some of them would look like all
             return top[0].name, {}
         listed = self.ask(repository, commit, "ls-tree", "-l", "-z", commit, "--", *names, alternates=alternates,
                           accept=(0, 128))
         blobs = dict(_small_files(listed.out))
+        if len(blobs) > _MOST_LOCKFILES:
+            return top[0].name, {}
         found = self._objects(repository, commit, sorted(set(blobs.values())), alternates)
         digests = {one.name: digest(one.data) for one in found}
         return top[0].name, {path: digests[blob] for path, blob in blobs.items() if blob in digests}
@@ -106,6 +116,12 @@ class Reader:
         done = self.ask(repository, commit, "rev-list", "--objects", "--quiet", "--no-walk", commit,
                         accept=(0, 1, 128))
         return done.status == 0
+
+    def reads(self, repository: Repository, commit: str) -> bool:
+        """Like `holds`, with every byte read and hashed."""
+        done = self.ask(repository, commit, "rev-list", "--verify-objects", "--quiet", "--no-walk", commit,
+                        accept=(0, 1, 128), timeout_s=_WHOLE_S)
+        return done.status == 0 and not done.err.strip()  # of a large file git only says what is wrong with it
 
     def has(self, repository: Repository, commit: str) -> bool:
         """Whether there is such a commit."""
@@ -160,19 +176,21 @@ def _lockfiles_in(tree: _Object) -> Iterator[bytes]:
         end = data.index(b"\0", position)
         mode, _, name = data[position:end].partition(b" ")
         position = end + 1 + width
-        if mode.startswith(b"100") and _LOCKFILE.fullmatch(name):
+        if mode.startswith(b"100") and len(name) <= _MOST_NAME_BYTES and _LOCKFILE.fullmatch(name):
             yield name
         elif mode == b"40000" and name == b"requirements":
             yield b"requirements/"
 
 
 def _small_files(listed: bytes) -> Iterator[tuple[str, str]]:
-    """Give path and object of every plain lockfile that `ls-tree -l -z` lists and that is not too large."""
+    """Give path and object of every plain lockfile that `ls-tree -l -z` lists, as long as all are not too large."""
+    whole_bytes = 0
     for entry in listed.split(b"\0")[:-1]:
         facts, _, path = entry.partition(b"\t")
         mode, _, blob, size = facts.split()
         if mode.startswith(b"100") and (b"/" not in path or path.endswith(b".txt")) and size.isdigit() \
-                and int(size) <= _MOST_BYTES:
+                and whole_bytes + int(size) <= _MOST_BYTES:
+            whole_bytes += int(size)
             yield path.decode(errors="backslashreplace"), blob.decode()
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from lych_checkpoint.errors import Refused
+from lych_checkpoint.repository.parts import MOST_NAME_BYTES, broken, locate, plain_bytes
 
 #: Stands for the commit of a repository that cannot be read and was kept whole instead.
 UNREADABLE = "0" * 40
@@ -26,9 +26,8 @@ BUSY = {
 _OBJECT_ID = re.compile(rb"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _SYMBOLIC = b"ref: "
 _MAX_DEPTH = 5
-#: What a file may hold that names a commit or a directory; what `packed-refs` may, with some millions of refs; and
-#: what git itself reads at most of attributes.
-_NAME_BYTES, _PACKED_BYTES, _ATTRIBUTES_BYTES = 1 << 16, 1 << 29, 100 << 20
+#: What `packed-refs` may hold, with some millions of refs, and what git itself reads at most of attributes.
+_PACKED_BYTES, _ATTRIBUTES_BYTES = 1 << 29, 100 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,25 +61,9 @@ class Repository:
         """Find the parts of the repository whose working tree is ``directory``; parents are not searched.
 
         Raises:
-            Refused: there is none (``no-repository``), it is bare, or it is broken.
+            Refused: see `parts.locate`.
         """
-        dot_git = directory / ".git"
-        try:
-            git_dir = _follow_file(dot_git) if dot_git.is_file() else dot_git
-            if not git_dir.is_dir():
-                raise _none_at(directory)
-            pointer = git_dir / "commondir"
-            common = git_dir
-            if pointer.is_file():
-                common = git_dir / os.fsdecode(plain_bytes(pointer, _NAME_BYTES).rstrip(b"\n"))
-            if (common / "reftable").is_dir():
-                raise Refused("keeps its refs in a reftable, which this release cannot read", str(directory),
-                              "git refs migrate --ref-format=files", "reftable")
-            if not ((git_dir / "HEAD").is_file() and (common / "objects").is_dir() and (common / "refs").is_dir()):
-                raise _broken(directory, "HEAD, objects or refs is missing")
-        except OSError as error:
-            raise _broken(directory, str(error)) from error
-        return cls(directory, git_dir.resolve(), common.resolve())
+        return cls(directory, *locate(directory))
 
     @property
     def index(self) -> Path:
@@ -104,12 +87,12 @@ class Repository:
                 return Head(value.decode(), _branch(name))
             name = value.removeprefix(_SYMBOLIC).strip()
             if not value.startswith(_SYMBOLIC) or not name.startswith(b"refs/") or b".." in name:
-                raise _broken(self.directory, "HEAD names no commit")
+                raise broken(self.directory, "HEAD names no commit")
             value = self._read(name) or self._packed(name)
             if not value:
                 raise Refused(f"the branch {os.fsdecode(name)} has no commit yet", str(self.directory),
                               "commit something there first", "unborn")
-        raise _broken(self.directory, "HEAD goes round in circles")
+        raise broken(self.directory, "HEAD goes round in circles")
 
     def tip(self, branch: str) -> str:
         """Return the commit of a branch, empty where there is none."""
@@ -128,7 +111,7 @@ class Repository:
         except FileNotFoundError:
             return b""
         except OSError as error:
-            raise _broken(self.directory, str(error)) from error
+            raise broken(self.directory, str(error)) from error
 
     def busy(self) -> tuple[str, ...]:
         """Return the names of `BUSY` that are there."""
@@ -148,11 +131,11 @@ class Repository:
         own = name == b"HEAD" or name.startswith((b"refs/worktree/", b"refs/bisect/"))
         try:
             place = self.git_dir if own else self.common
-            return plain_bytes(os.path.join(place, os.fsdecode(name)), _NAME_BYTES).strip()
+            return plain_bytes(os.path.join(place, os.fsdecode(name)), MOST_NAME_BYTES).strip()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return b""
         except OSError as error:
-            raise _broken(self.directory, str(error)) from error
+            raise broken(self.directory, str(error)) from error
 
     def _packed(self, name: bytes) -> bytes:
         try:
@@ -160,27 +143,9 @@ class Repository:
         except FileNotFoundError:
             return b""
         except OSError as error:
-            raise _broken(self.directory, str(error)) from error
+            raise broken(self.directory, str(error)) from error
         found = re.search(rb"^([0-9a-f]{40,64}) " + re.escape(name) + rb"$", packed, re.MULTILINE)
         return found[1] if found else b""
-
-
-def plain_bytes(path: str | Path, most: int) -> bytes:
-    """Return what a plain file holds. One that stands for a pipe or a device would keep a reader for ever.
-
-    Raises:
-        OSError: it is none, holds more than ``most`` bytes, or cannot be read.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        found = os.fstat(descriptor)
-        if stat.S_ISDIR(found.st_mode):
-            raise IsADirectoryError(path)
-        if not stat.S_ISREG(found.st_mode) or found.st_size > most:
-            raise OSError(f"{path} is no plain file of at most {most} bytes")
-        return os.read(descriptor, found.st_size + 1)
-    finally:
-        os.close(descriptor)
 
 
 def _branch(ref: bytes) -> str:
@@ -191,36 +156,9 @@ def _branch(ref: bytes) -> str:
         return ""
 
 
-def _follow_file(dot_git: Path) -> Path:
-    text = plain_bytes(dot_git, _NAME_BYTES)
-    if not text.startswith(b"gitdir: "):
-        raise OSError(f"{dot_git} is a file that names no git directory")
-    target = dot_git.parent / os.fsdecode(text.removeprefix(b"gitdir: ").rstrip(b"\n"))
-    if not target.is_dir():
-        raise OSError(f"{dot_git} names {target}, which is not there")
-    return target
-
-
 def _stat(path: Path) -> tuple[int, ...]:
     try:
         found = path.stat()
     except OSError:
         return ()
     return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-
-
-def looks_bare(directory: Path) -> bool:
-    """Whether ``directory`` is itself a git directory."""
-    return all((directory / name).exists() for name in ("HEAD", "objects", "refs"))
-
-
-def _none_at(directory: Path) -> Refused:
-    if looks_bare(directory):
-        return Refused("is a bare repository: it has no working tree to save", str(directory),
-                       "name a clone with a working tree in LYCH_CORE or LYCH_EXTENSIONS", "bare")
-    return Refused("is not a git repository", str(directory),
-                   "create it there, or take it out of LYCH_CORE or LYCH_EXTENSIONS", "no-repository")
-
-
-def _broken(directory: Path, why: str) -> Refused:
-    return Refused(f"the repository is broken: {why}", str(directory), "git fsck, or restore it", "broken")

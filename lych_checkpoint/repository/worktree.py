@@ -6,6 +6,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from lych_checkpoint.repository.lens import Lens
 _WORDS = {"M": "modified", "T": "modified", "A": "added", "D": "deleted", "U": "unmerged"}
 #: What an entry of a file or symlink that git looks at begins with in `ls-files -v -s`; all else needs a word.
 _PLAIN = (b"H 100", b"H 120")
+#: Files of a working tree that git reads by their names; git follows none of them that is a symlink.
+_READ = frozenset((b".gitignore", b".gitattributes", b".gitmodules"))
 _ATTRIBUTES = re.compile(rb"[\t/]\.gitattributes\0")
 
 
@@ -86,7 +89,8 @@ def _path(entry: bytes) -> bytes:
 
 def filtered(lens: Lens) -> list[bytes]:
     """Return the tracked paths whose bytes a filter program makes: git does not hold them as they are."""
-    return lens.git("ls-files", "-z", "--", ":(exclude,attr:!filter)").out.split(b"\0")[:-1]
+    without = (":(exclude,attr:!filter)", ":(exclude,attr:-filter)")
+    return lens.git("ls-files", "-z", "--", *without).out.split(b"\0")[:-1]
 
 
 def others(lens: Lens, *, directories: bool = False) -> list[bytes]:
@@ -108,7 +112,7 @@ def ignored(lens: Lens, directories: Iterable[bytes]) -> set[bytes]:
 
 
 def unheld(lens: Lens) -> list[bytes]:
-    """Return what no commit of this working tree can hold: ignored paths and empty directories.
+    """Return what no commit of this working tree can hold: ignored paths, empty directories, pipes, devices, sockets.
 
     A directory ends with ``/``; of one that is wholly ignored only itself is named.
     """
@@ -122,7 +126,42 @@ def unheld(lens: Lens) -> list[bytes]:
                 folders[:] = [name for name in folders if name != b".git" and path + name + b"/" not in found]
                 if not folders and not files and not lens.left_out(path):
                     found.add(path)
-    return sorted(found)
+    return sorted(found | {path for path in _special(root, found) if not lens.left_out(path)})
+
+
+def _special(root: bytes, passed_over: set[bytes]) -> Iterator[bytes]:
+    """Give what is neither file nor directory nor symlink."""
+    waiting = [b""]
+    while waiting:
+        folder = waiting.pop()
+        with suppress(OSError), os.scandir(os.path.join(root, folder)) as entries:
+            for entry in entries:
+                path = os.path.join(folder, entry.name)
+                if entry.is_dir(follow_symlinks=False):
+                    if entry.name != b".git" and path + b"/" not in passed_over:
+                        waiting.append(path)
+                elif not (entry.is_file(follow_symlinks=False) or entry.is_symlink()):
+                    yield path
+
+
+def endless(directory: Path) -> bytes:
+    """Return a file of the working tree that git would open and never end to read; empty if there is none.
+
+    A pipe that is called `.gitignore` keeps a status for ever; of all others git looks at no more than the mode.
+    """
+    waiting = [os.fsencode(directory)]
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        if entry.name != b".git":
+                            waiting.append(entry.path)
+                    elif entry.name in _READ and not (entry.is_file(follow_symlinks=False) or entry.is_symlink()):
+                        return os.path.relpath(entry.path, os.fsencode(directory))
+        except OSError:
+            continue  # git says what it cannot read
+    return b""
 
 
 def is_below(path: bytes) -> bool:

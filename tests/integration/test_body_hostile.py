@@ -83,7 +83,7 @@ def test_nothing_runs(root: Path, trap: Trap, tmp_path: Path, monkeypatch: pytes
     body.survey(root, "core", EXTENSIONS)
     body.fingerprint(root, "core", EXTENSIONS)
     body.pins(members)
-    body.relation(root / "core", disk, "1" * 40, "")
+    body.relation(root / "core", body.Standing(disk, ""), "1" * 40, "1" * 40)
     assert trap.sprung() == ""
     shutil.rmtree(root / "extensions/alpha/.git/objects")
     body.stage(lock, root, bundles, "t1")
@@ -124,7 +124,36 @@ def endless_attributes(core: Path) -> None:
     os.mkfifo(core / ".git/info/attributes")
 
 
-@pytest.mark.parametrize("spoil", [endless_ref, device_ref, endless_packed_refs, huge_head, endless_attributes])
+def endless_index(core: Path) -> None:
+    (core / ".git/index").unlink()
+    os.mkfifo(core / ".git/index")
+
+
+def endless_configuration(core: Path) -> None:
+    (core / ".git/config").unlink()
+    os.mkfifo(core / ".git/config")
+
+
+def endless_excludes(core: Path) -> None:
+    (core / ".git/info/exclude").unlink(missing_ok=True)
+    os.mkfifo(core / ".git/info/exclude")
+
+
+def endless_ignores(core: Path) -> None:
+    (core / "new").mkdir()
+    os.mkfifo(core / "new/.gitignore")
+
+
+def endless_tree_attributes(core: Path) -> None:
+    os.mkfifo(core / ".gitattributes")
+
+
+SPOILS = [endless_ref, device_ref, endless_packed_refs, huge_head, endless_attributes, endless_index,
+          endless_configuration, endless_excludes, endless_ignores, endless_tree_attributes]
+
+
+@pytest.mark.timeout(60)  # far below what git may take
+@pytest.mark.parametrize("spoil", SPOILS)
 def test_what_never_ends_is_refused_at_once(federation_root: Path, spoil: Callable[[Path], None]) -> None:
     spoil(federation_root / "core")
     with pytest.raises(Refused) as refused:
@@ -269,3 +298,47 @@ def test_lockfiles_are_digested_as_committed_and_only_plain_ones(
     (core / ".git/objects" / blob[:2] / blob[2:]).unlink()  # must not stop a restore
     [pin] = body.present(tmp_path, "core", ())
     assert set(pin.lockfiles) <= {"requirements/tests.txt", "requirements-\\xff\n.txt"}
+
+
+def no_tree(core: Path) -> str:
+    data = b"100644 uv.lock without an end"
+    made = subprocess.run(["git", "-C", core, "hash-object", "-t", "tree", "--literally", "-w", "--stdin"],
+                          check=True, input=data, capture_output=True)
+    return made.stdout.decode().strip()
+
+
+def many_lockfiles(core: Path, name: str = "requirements-{}.txt", count: int = 1500) -> str:
+    blob = subprocess.run(["git", "-C", core, "hash-object", "-w", "--stdin"], check=True, input=b"x",
+                          capture_output=True).stdout.decode().strip()
+    listed = "".join(f"100644 blob {blob}\t{name.format(number)}\0" for number in range(count))
+    return subprocess.run(["git", "-C", core, "mktree", "-z"], check=True, input=listed.encode(),
+                          capture_output=True).stdout.decode().strip()
+
+
+def a_long_lockfile(core: Path) -> str:
+    return many_lockfiles(core, "requirements-" + "x" * 200_000 + "{}.txt", 1)
+
+
+@pytest.mark.parametrize(("make", "code"), [(no_tree, "broken"), (many_lockfiles, ""), (a_long_lockfile, "")])
+def test_a_tree_that_no_git_would_write_crashes_nothing(
+    federation_root: Path, make: Callable[[Path], str], code: str,
+) -> None:
+    core = federation_root / "core"
+    later = git(core, "commit-tree", "-m", "Odd", make(core))
+    (core / ".git/refs/heads/main").write_text(later + "\n")
+    found = ""
+    try:
+        body.pins(body.discover(federation_root, "core", EXTENSIONS))
+    except Refused as error:
+        found = error.code
+    assert found == code
+    assert all(pin.lockfiles == {} for pin in body.present(federation_root, "core", EXTENSIONS))
+
+
+def test_lockfiles_that_are_too_large_together_are_not_all_digested(
+    federation_root: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    commit(federation_root / "core", {"pdm.lock": "x" * 600, "poetry.lock": "x" * 600, "uv.lock": "x" * 300})
+    monkeypatch.setattr(objects, "_MOST_BYTES", 1000)
+    pin = body.present(federation_root, "core", EXTENSIONS)[0]
+    assert set(pin.lockfiles) == {"pdm.lock", "uv.lock"}

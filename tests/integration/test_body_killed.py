@@ -1,6 +1,6 @@
 """Kill -9 in the middle of a switch of 20 repositories, again and again: it ends all old or all new, to the byte.
 
-LYCH_TEST_KILLS says how often, half of them with all gits too: 20 if not said.
+LYCH_TEST_BODY_KILLS says how often in all, half of them with all gits too: 20 if not said.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.fixtures.trees import contents
 
 EXTENSIONS = ("extensions/*",)
 NAMES = ("core", *(f"extensions/e{number}" for number in range(19)))
-KILLS = max(2, int(os.environ.get("LYCH_TEST_KILLS", "20")) // 2)
+KILLS = max(2, int(os.environ.get("LYCH_TEST_BODY_KILLS", "20")) // 2)
 _SWITCH = """
 import sys
 from pathlib import Path
@@ -34,9 +34,11 @@ print("go", flush=True)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # each switch waits for the disk, which others may keep busy
+@pytest.mark.timeout(600 + 30 * KILLS)  # each switch waits for the disk, which others may keep busy
 @pytest.mark.parametrize("whole_group", [False, True], ids=["only the parent", "git too"])
-def test_killed_switches_end_on_one_side(tmp_path: Path, whole_group: bool) -> None:
+def test_killed_switches_end_on_one_side(
+    tmp_path: Path, whole_group: bool, capsys: pytest.CaptureFixture[str],
+) -> None:
     root, vault = tmp_path / "root", tmp_path / "vault"
     for name in NAMES:
         make_repository(root / name, {f"d{number % 7}/f{number}": f"{number}\n" * 40 for number in range(40)})
@@ -95,4 +97,6 @@ def test_killed_switches_end_on_one_side(tmp_path: Path, whole_group: bool) -> N
         assert body.verify(displaced, root, shadow=vault / "shadow") == []
         assert {name: contents(root / name) for name in evolved} == evolved
         assert not (root / NAMES[-1]).exists()
+    with capsys.disabled():
+        print(f"\n{kills} kills, {torn} of them before the switch had ended", end="")
     assert torn >= KILLS // 2, "the kills came too late to mean anything"

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from lych_checkpoint import body
-from tests.fixtures.federation import commit, git
+from lych_checkpoint.errors import Refused
+from lych_checkpoint.repository import capture
+from tests.fixtures.federation import commit, git, make_repository
 from tests.fixtures.lacking import need_root
 from tests.fixtures.workers import Lych
 from tests.integration.test_body_restore import Story, evolve, make_odd, soil
@@ -90,3 +94,128 @@ def test_create_and_restore_as_root(theirs: Story, lych: Lych, database: str) ->
     restored = lych("restore", sealed.json["id"], "--yes", "--json")
     assert restored.code == 0, restored.out
     assert not_theirs(theirs.root) == []
+
+
+def their_extension(root: Path) -> Path:
+    """The extension beta, whose working tree is another's while all else is root's."""
+    directory = root / "extensions/beta"
+    shutil.rmtree(directory)
+    directory.mkdir()
+    (directory / "file").write_text("theirs")
+    return directory
+
+
+def by_a_file(directory: Path, target: Path) -> None:
+    (directory / ".git").write_text(f"gitdir: {target}\n")
+
+
+def by_a_link(directory: Path, target: Path) -> None:
+    (directory / ".git").symlink_to(target)
+
+
+def by_a_common_directory(directory: Path, target: Path) -> None:
+    (directory / ".git").mkdir()
+    (directory / ".git/HEAD").write_text("ref: refs/heads/main\n")
+    (directory / ".git/commondir").write_text(f"{target}\n")
+
+
+def by_its_objects(directory: Path, target: Path) -> None:
+    by_a_common_directory(directory, target)
+    (directory / ".git/commondir").unlink()
+    shutil.copytree(target / "refs", directory / ".git/refs")
+    (directory / ".git/objects").symlink_to(target / "objects")
+
+
+@pytest.mark.parametrize("lead", [by_a_file, by_a_link, by_a_common_directory, by_its_objects])
+def test_root_gives_away_no_git_directory_that_a_tree_only_names(
+    federation_root: Path, tmp_path: Path, lead: Callable[[Path, Path], None],
+) -> None:
+    need_root()
+    make_repository(tmp_path / "roots", {"secret": "root's\n"})
+    directory = their_extension(federation_root)
+    lead(directory, tmp_path / "roots/.git")
+    give(directory)
+    story = Story(federation_root, tmp_path / "vault")
+    with pytest.raises(Refused) as caught:
+        story.checkpoint()
+    assert caught.value.code == "foreign-git-dir"
+    body.unpin(body.find(federation_root, "core", ("extensions/*",)), "c1")
+    owners = {os.lstat(os.path.join(folder, name)).st_uid
+              for folder, names, files in os.walk(tmp_path / "roots") for name in (*names, *files)}
+    assert owners == {0}
+    assert not (tmp_path / "roots/.git/refs/lych").exists()
+
+
+@pytest.mark.parametrize("name", ["refs/lych", "refs/lych/checkpoints", "objects/pack", "logs/HEAD"])
+def test_root_writes_through_no_link_in_a_git_directory(theirs: Story, tmp_path: Path, name: str) -> None:
+    lock, outside = theirs.checkpoint(), tmp_path / "outside"
+    outside.mkdir()
+    path = theirs.core / ".git" / name
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    if name == "logs/HEAD":
+        (outside / "log").touch()
+        path.symlink_to(outside / "log")
+    else:
+        path.symlink_to(outside)
+    give(theirs.core)
+    with pytest.raises(Refused) as caught:
+        theirs.checkpoint() if name != "logs/HEAD" else body.stage(lock, theirs.root, theirs.bundles, "t1")
+    assert caught.value.code == "foreign-git-dir"
+    assert [file.read_bytes() for file in outside.iterdir()] == ([b""] if name == "logs/HEAD" else [])
+
+
+def test_roots_capture_leaves_a_store_that_its_owner_can_use(theirs: Story, tmp_path: Path) -> None:
+    vault = tmp_path / "vault"
+    vault.mkdir()
+    give(vault)
+    evolve(theirs.core)
+    soil(theirs.core)
+    give(theirs.root)
+    theirs.checkpoint(dirty="capture")
+    body.unpin(body.discover(theirs.root, "core", ("extensions/*",)), "c1", theirs.shadow)
+    assert theirs.shadow.is_dir()
+    assert [path for path in not_theirs(vault) if "bundles" not in path] == []
+    assert not_theirs(theirs.root) == []
+
+
+def test_no_file_of_roots_ever_has_the_bits_that_another_gave_it(
+    theirs: Story, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tool, kept = theirs.core / "new-tool", theirs.core / "private"
+    tool.write_text("#!/bin/sh\n")
+    kept.write_text("kept\n")
+    give(theirs.root)
+    tool.chmod(0o6755)
+    kept.chmod(0o600)
+    lock = theirs.checkpoint(dirty="capture")
+    commit(theirs.core, {"other": "1\n"})
+    tool.unlink()
+    kept.unlink()
+    give(theirs.root)
+    owners = []
+    set_mode = capture._set_mode
+    monkeypatch.setattr(capture, "_set_mode", lambda directory, name, mode: (
+        owners.append((directory / name).stat().st_uid), set_mode(directory, name, mode)))
+    theirs.restore(lock)
+    assert owners == [USER] * len(owners) != []
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (tool, kept)] == [0o755, 0o600]
+    assert not_theirs(theirs.root) == []
+
+
+def test_a_mode_reaches_no_file_outside(tmp_path: Path) -> None:
+    outside, tree = tmp_path / "outside", tmp_path / "tree"
+    outside.mkdir()
+    (tree / "real").mkdir(parents=True)
+    (outside / "file").touch(mode=0o600)
+    (tree / "folder").symlink_to(outside)
+    (tree / "real/link").symlink_to(outside / "file")
+    os.link(outside / "file", tree / "real/second-name")
+    (tree / "real/own").touch(mode=0o644)
+    for name in ("folder/file", "folder/", "real/link", "real/second-name", "none", "real/none", "real/own"):
+        capture._set_mode(tree, name, 0o666)
+    assert stat.S_IMODE((outside / "file").stat().st_mode) == 0o600
+    assert stat.S_IMODE(outside.stat().st_mode) != 0o666
+    assert stat.S_IMODE((tree / "real/own").stat().st_mode) == 0o666

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -171,6 +172,23 @@ def test_a_captured_checkpoint_needs_only_its_bundle(story: Story) -> None:
     story.restore(lock)
     assert story.all_contents() == dirty
     assert body.verify(lock, story.root) == []
+
+
+def test_a_captured_tree_keeps_the_modes_of_its_directories(story: Story) -> None:
+    for name, mode in (("closed", 0o700), ("closed/inner", 0o1770), ("plain", 0o755)):
+        (story.core / name).mkdir()
+        (story.core / name / "file").write_text("x\n")
+        (story.core / name).chmod(mode)
+    os.mkfifo(story.core / "closed/pipe")
+    members = body.discover(story.root, "core", EXTENSIONS)
+    scan = body.scan(members, body.Policy(dirty="capture", shadow=story.shadow))
+    assert scan.unheld == {"core": ("closed/pipe",)}
+    lock = story.checkpoint(dirty="capture")
+    shutil.rmtree(story.core)
+    story.restore(lock)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in story.core.rglob("*") if path.is_dir()}
+    assert {name: modes[name] for name in ("closed", "inner", "plain")} == {
+        "closed": 0o700, "inner": 0o1770, "plain": 0o755}
 
 
 def test_a_filter_makes_a_repository_dirty_and_is_captured_raw(story: Story) -> None:
@@ -450,6 +468,51 @@ def test_a_shallow_clone(story: Story, tmp_path: Path) -> None:
     story.restore(lock)
     assert story.all_contents() == sealed
     assert git(story.core, "rev-list", "--count", "HEAD") == "1"
+
+
+def test_a_shallow_clones_checkpoint_in_a_full_clone_that_lost_its_commit(story: Story, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(story.core, source, symlinks=True)
+    commit(source, {"more": "history\n"})
+    for number, full in enumerate((False, True)):
+        shutil.rmtree(story.core)
+        shutil.rmtree(story.bundles, ignore_errors=True)
+        git(story.root, "clone", "-q", "--depth=1", source.as_uri(), "core")
+        lock = story.checkpoint()
+        shutil.rmtree(story.core)
+        git(story.root, "clone", "-q", source.as_uri(), "core")
+        git(story.core, "reset", "-q", "--hard", "HEAD~1")
+        if not full:
+            git(story.core, "checkout", "-q", "--orphan", "other")
+            commit(story.core, {"other": "1\n"})
+            git(story.core, "branch", "-q", "-D", "main")
+        git(story.core, "remote", "remove", "origin")
+        git(story.core, "reflog", "expire", "--expire=now", "--all")
+        git(story.core, "gc", "-q", "--prune=now")
+        story.restore(lock, f"t{number}")
+        assert body.verify(lock, story.root) == []
+        count = git(story.core, "rev-list", "--count", "HEAD")
+        assert count == (git(source, "rev-list", "--count", "HEAD") if full else "1")
+        git(story.core, "fsck", "--full")
+
+
+def test_a_damaged_file_in_the_object_store_is_found_before_the_freeze(story: Story) -> None:
+    lock = story.checkpoint()
+    sealed = story.all_contents()
+    (story.core / "README").write_text("so that it must be written\n")
+    blob = git(story.core, "rev-parse", "HEAD:README")
+    path = story.core / ".git/objects" / blob[:2] / blob[2:]
+    path.chmod(0o644)
+    data = path.read_bytes()
+    path.write_bytes(data[:-4] + bytes([data[-4] ^ 255]) + data[-3:])
+    story.restore(lock)
+    assert story.all_contents() == sealed
+    assert git(story.core, "fsck", "--full") == ""
+
+
+def test_a_file_that_is_kept_from_its_filter_is_not_dirty(story: Story) -> None:
+    commit(story.core, {".gitattributes": "*.big filter=store\nplain.big -filter\n", "plain.big": "raw"})
+    assert story.checkpoint().repos[0].captured == ""
 
 
 def test_a_sha256_repository(story: Story) -> None:

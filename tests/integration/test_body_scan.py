@@ -12,6 +12,8 @@ import pytest
 from lych_checkpoint import body
 from lych_checkpoint.body import scans as room
 from lych_checkpoint.errors import Refused
+from lych_checkpoint.repository import worktree
+from lych_checkpoint.repository.lens import Lens
 from tests.fixtures.federation import commit, git, make_repository
 from tests.fixtures.trees import contents, git_contents
 
@@ -264,6 +266,38 @@ def test_an_edit_below_a_core_that_is_the_root_is_seen(federation_root: Path) ->
         git(federation_root / "extensions/alpha", "clean", "-q", "-f")
 
 
+def test_an_edit_after_the_status_returned_is_seen(
+    federation_root: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Armed after it, the watch would know nothing of that."""
+    changes = worktree.changes
+
+    def edited_since(lens: Lens) -> list[worktree.Change]:
+        found = changes(lens)
+        if lens.work_tree == federation_root / "core":
+            _edit(federation_root / "core")
+        return found
+
+    monkeypatch.setattr(worktree, "changes", edited_since)
+    with body.scanning(members(federation_root)) as scan:
+        monkeypatch.setattr(worktree, "changes", changes)
+        assert scan.worktree_check == "inotify"
+        assert refused(lambda: body.recheck(scan)).where == "core"
+
+
+@pytest.mark.parametrize("move", [_commit, _switch_branch, _detach])
+def test_recheck_notices_in_a_repository_with_packed_refs(
+    federation_root: Path, move: Callable[[Path], None],
+) -> None:
+    git(federation_root / "core", "pack-refs", "--all")
+    assert not (federation_root / "core/.git/refs/heads/main").exists()
+    with body.scanning(members(federation_root)) as scan:
+        body.recheck(scan)
+        move(federation_root / "core")
+        git(federation_root / "core", "pack-refs", "--all")
+        assert refused(lambda: body.recheck(scan)).where == "core"
+
+
 def test_without_watches_every_recheck_scans(federation_root: Path) -> None:
     with body.scanning(members(federation_root)) as scan:
         assert scan.watch is not None
@@ -322,14 +356,19 @@ def test_relations(federation_root: Path, tmp_path: Path) -> None:
     git(core, "checkout", "-q", "-b", "same", first)
     git(core, "commit", "-q", "--allow-empty", "-m", "Same tree")
     same = git(core, "rev-parse", "HEAD")
-    assert body.relation(core, first, first, tree) == "aligned"
-    assert body.relation(core, same, first, tree) == "aligned"
-    assert body.relation(core, second, first, tree) == "ahead"
-    assert body.relation(core, first, second, "") == "behind"
-    assert body.relation(core, side, second, "") == "diverged"
-    assert body.relation(core, side, "1" * 40, "") == "unknown"
+
+    def standing(of: str) -> body.Standing:
+        return body.Standing(of, git(core, "rev-parse", f"{of}^{{tree}}"))
+
+    assert body.relation(core, standing(first), first, tree) == "aligned"
+    assert body.relation(core, standing(same), first, tree) == "aligned"
+    assert body.relation(core, standing(second), first, tree) == "ahead"
+    assert body.relation(core, standing(first), second, "") == "behind"
+    assert body.relation(core, standing(side), second, "") == "diverged"
+    assert body.relation(core, standing(side), "1" * 40, "") == "unknown"
     git(tmp_path, "clone", "-q", "--depth=1", "--no-single-branch", core.as_uri(), "shallow")
-    assert body.relation(tmp_path / "shallow", side, second, "") == "unknown"
+    assert body.relation(tmp_path / "shallow", standing(side), second, "") == "unknown"
+    assert (body.is_shallow(tmp_path / "shallow"), body.is_shallow(core)) == (True, False)
 
 
 def test_survey_and_fingerprint(federation_root: Path) -> None:

@@ -85,6 +85,14 @@ def test_secrets_and_great_trees_are_refused_by_name(lych: Lych, federation_root
     assert lych("create", "--here", LYCH_DIRTY="capture", LYCH_DIRTY_LIMIT_BYTES="6000").code == 0
 
 
+def test_doctor_captures_nothing(lych: Lych, federation_root: Path, tmp_path: Path) -> None:
+    assert lych("init").code == 0
+    (federation_root / "core/README").write_text("dirty\n")
+    told = lych("doctor", "--json", LYCH_DIRTY="capture")
+    assert "dirty, to be captured: core" in " ".join(one["what"] for one in told.json["checks"]), told.out
+    assert not (tmp_path / "vault/shadow").exists()
+
+
 def test_the_lock_names_the_environment(lych: Lych, federation_root: Path, database: str) -> None:
     fill(database)
     with psycopg.connect(database) as connection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,35 @@ def test_head_of_a_linked_worktree(one: Path, tmp_path: Path) -> None:
     assert repository.common == one / ".git"
     with reading() as reader:
         assert reader.tree(repository, side) == git(tmp_path / "side", "rev-parse", "HEAD^{tree}")
+
+
+def test_a_git_directory_elsewhere_must_be_that_trees_own(one: Path, tmp_path: Path) -> None:
+    def code(directory: Path) -> str:
+        try:
+            configuration.read(Repository.at(directory))
+        except Refused as error:
+            return error.code
+        return ""
+
+    git(one, "worktree", "add", "-q", "--detach", str(tmp_path / "side"))
+    other = tmp_path / "other"
+    other.mkdir()
+    for target in (one / ".git/worktrees/side", one / ".git"):
+        (other / ".git").write_text(f"gitdir: {target}\n")
+        assert code(other) == "foreign-git-dir"
+    (other / ".git").unlink()
+    (other / ".git").mkdir()
+    (other / ".git/HEAD").write_text("ref: refs/heads/main\n")
+    (other / ".git/commondir").write_text(f"{one / '.git'}\n")
+    assert code(other) == "foreign-git-dir"
+    assert (code(one), code(tmp_path / "side")) == ("", "")
+    (tmp_path / "side").rename(tmp_path / "moved")  # git goes on there too
+    assert code(tmp_path / "moved") == ""
+    git(tmp_path, "init", "-q", "-b", "main", f"--separate-git-dir={tmp_path / 'apart.git'}", "tree")
+    commit(tmp_path / "tree", {"a": "1\n"})
+    assert code(tmp_path / "tree") == "foreign-git-dir"
+    git(tmp_path / "tree", "config", "core.worktree", str(tmp_path / "tree"))
+    assert code(tmp_path / "tree") == ""
 
 
 def test_sha256(tmp_path: Path) -> None:
@@ -131,12 +161,39 @@ def test_a_missing_git_is_refused_by_name(one: Path, tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("program-missing\n", "")
 
 
-def test_git_that_takes_too_long_is_killed(one: Path) -> None:
+def test_a_store_may_have_the_separator_in_its_name(one: Path, tmp_path: Path) -> None:
+    store = tmp_path / "a:b"
+    store.mkdir()
+    (one / ".git/objects").rename(store / "objects")
+    (one / ".git/objects").mkdir()
+    repository = Repository.at(one)
+    with reading() as reader:
+        assert reader.lockfiles(repository, repository.head().commit, (store / "objects",))[0]
+
+
+def test_the_version_of_git_is_judged_by_its_line() -> None:
+    old = ["2.39.5", "2.42.9", "2.43.6", "2.47.2 (Apple Git-1)", "2.50.0", "2.50"]
+    fresh = ["2.43.7", "2.50.1", "2.51.0", "2.51.0.windows.1", "3.0.0"]
+    assert [command.is_old(version) for version in (*old, *fresh)] == [True] * len(old) + [False] * len(fresh)
+    assert command.git_version()[0].isdigit()
+
+
+def test_git_that_takes_too_long_is_killed_also_without_ps(one: Path, tmp_path: Path) -> None:
+    """In a process of its own: GitPython finds its programs by the PATH that it was started with."""
     os.mkfifo(one / ".git" / "slow")
     git(one, "config", "include.path", str(one / ".git" / "slow"))
-    with pytest.raises(Refused) as caught:
-        command.run(one / ".git", "config", "--list", timeout_s=0.3)
-    assert caught.value.code == "git-failed"
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for program in ("git", "env"):
+        (programs / program).symlink_to(str(shutil.which(program)))
+    script = ("import os, sys; from pathlib import Path; from lych_checkpoint.repository.command import run\n"
+              "from lych_checkpoint.errors import Refused\n"
+              "try: run(Path(sys.argv[1]), 'config', '--list', timeout_s=0.3)\n"
+              "except Refused as error: print(error.code)\n"
+              "print(Path(f'/proc/self/task/{os.getpid()}/children').read_text())")
+    done = subprocess.run([sys.executable, "-c", script, one / ".git"], check=True, capture_output=True, text=True,
+                          env={**os.environ, "PATH": str(programs)}, timeout=60)
+    assert (done.stdout.split(), done.stderr) == (["git-slow"], "")
 
 
 def test_paths_of_ours_are_not_looked_at_whatever_they_are_called(one: Path) -> None:
