@@ -162,7 +162,7 @@ class Membership(bootsteps.StartStopStep):
         worker._process_task = barrier.admit  # noqa: SLF001
         if not behind_semaphore:
             worker.process_task = barrier.admit
-        worker.pool.apply_async = barrier.tokens.wrap(worker.pool.apply_async)
+        worker.pool.apply_async = barrier.tokens.wrap(worker.pool.apply_async, inside=not worker.pool.uses_semaphore)
         return barrier
 
     def _admit(self, worker: Any, how: tuple[str, Quarantine] | None, member: Member) -> None:
