@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from typing import Any
 
 from lych_checkpoint.errors import Away, Refused
@@ -15,6 +16,8 @@ BELL = "checkpoint_bell"
 _PING_S = 0.5
 #: How long those that answered may take to say whose they are; it ends as soon as all have.
 _STATE_S = 3.0
+#: How long a freeze waits for the control bell to be rung.
+_RING_S = 0.2
 #: How long the broker may take to be connected.
 _CONNECT_S = 5
 
@@ -44,11 +47,21 @@ def takes_back(app: Any) -> bool:
 
 
 def ring(app: Any, uuid: str, act: str, epoch: int) -> None:
-    """Ring the control bell; a broker that is away is only logged, for the other bell and the lease remain."""
-    try:
-        app.control.broadcast(BELL, arguments={"uuid": uuid, "act": act, "epoch": epoch}, reply=False)
-    except Exception as error:  # noqa: BLE001 - kombu raises whatever its transport's library raises
-        logger.warning("The control bell could not be rung: %s", error, extra={"event": "bell.silent"})
+    """Ring the control bell; a broker that is away is only logged, for the other bell and the lease remain.
+
+    By a thread that is soon left alone: kombu waits for ever for a broker that stands still, and workers are frozen.
+    """
+    def call() -> None:
+        try:
+            app.control.broadcast(BELL, arguments={"uuid": uuid, "act": act, "epoch": epoch}, reply=False)
+        except Exception as error:  # noqa: BLE001 - kombu raises whatever its transport's library raises
+            logger.warning("The control bell could not be rung: %s", error, extra={"event": "bell.silent"})
+
+    ringing = threading.Thread(target=call, name="lych-control-bell", daemon=True)
+    ringing.start()
+    ringing.join(_RING_S)
+    if ringing.is_alive():
+        logger.warning("The control bell is not rung yet, the broker is slow", extra={"event": "bell.slow"})
 
 
 def send(app: Any, task: str, arguments: dict[str, Any]) -> str:
