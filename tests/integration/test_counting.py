@@ -66,6 +66,20 @@ def test_task_over_its_hard_time_limit_is_waited_for_until_its_child_is_dead(stu
     federation.wait_for("end", 4)
 
 
+@pytest.mark.parametrize("pool", ["gevent", "eventlet"])
+def test_task_that_waits_for_a_greenlets_place_does_not_begin_in_a_freeze(pool: str, yard: Open) -> None:
+    federation = yard()
+    federation.start(pool=pool, concurrency=1)
+    federation.settle(1)
+    federation.walks(range(3), 1.0)
+    federation.wait_for("step", 1)
+    with federation.freeze():
+        time.sleep(0.5)
+        assert [one.tag for one in federation.stamps("begin")] == ["0"]
+    federation.check_quiet()
+    federation.check_once(3)
+
+
 def test_greenlets_over_their_hard_time_limit_give_their_places_back(yard: Open) -> None:
     federation = yard(task_time_limit=1)
     federation.start(pool="gevent")
