@@ -59,6 +59,8 @@ class Ghosts:
         Returns:
             False, and nothing is watched, if its payload is in no pipe: it will not run.
         """
+        if result._job in self._ghosts:  # noqa: SLF001 - over its time, and its child not dead yet
+            return True
         child = getattr(result, "_write_to", None)
         if child is None or result.ready() or not _is_open(pool, child.inq):
             return False
