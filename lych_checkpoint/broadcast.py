@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 from typing import Any
 
 from lych_checkpoint.errors import Away, Refused
-from lych_checkpoint.lease import roster
-from lych_checkpoint.lease.connection import Store
 
 logger = logging.getLogger(__name__)
 
@@ -17,6 +16,8 @@ BELL = "checkpoint_bell"
 _PING_S = 0.5
 #: How long those that answered may take to say whose they are; it ends as soon as all have.
 _STATE_S = 3.0
+#: How long a freeze waits for the control bell to be rung.
+_RING_S = 0.2
 #: How long the broker may take to be connected.
 _CONNECT_S = 5
 
@@ -46,11 +47,21 @@ def takes_back(app: Any) -> bool:
 
 
 def ring(app: Any, uuid: str, act: str, epoch: int) -> None:
-    """Ring the control bell; a broker that is away is only logged, for the other bell and the lease remain."""
-    try:
-        app.control.broadcast(BELL, arguments={"uuid": uuid, "act": act, "epoch": epoch}, reply=False)
-    except Exception as error:  # noqa: BLE001 - kombu raises whatever its transport's library raises
-        logger.warning("The control bell could not be rung: %s", error, extra={"event": "bell.silent"})
+    """Ring the control bell; a broker that is away is only logged, for the other bell and the lease remain.
+
+    By a thread that is soon left alone: kombu waits for ever for a broker that stands still, and workers are frozen.
+    """
+    def call() -> None:
+        try:
+            app.control.broadcast(BELL, arguments={"uuid": uuid, "act": act, "epoch": epoch}, reply=False)
+        except Exception as error:  # noqa: BLE001 - kombu raises whatever its transport's library raises
+            logger.warning("The control bell could not be rung: %s", error, extra={"event": "bell.silent"})
+
+    ringing = threading.Thread(target=call, name="lych-control-bell", daemon=True)
+    ringing.start()
+    ringing.join(_RING_S)
+    if ringing.is_alive():
+        logger.warning("The control bell is not rung yet, the broker is slow", extra={"event": "bell.slow"})
 
 
 def send(app: Any, task: str, arguments: dict[str, Any]) -> str:
@@ -63,21 +74,6 @@ def send(app: Any, task: str, arguments: dict[str, Any]) -> str:
         return str(app.send_task(task, kwargs=arguments, retry=False).id)
     except Exception as error:
         raise _away(error) from error
-
-
-def refuse_strangers(app: Any, store: Store) -> None:
-    """Make sure that every worker of this app is in the roster: no other would freeze.
-
-    Raises:
-        Refused: one answers ping and is not (code ``stranger``).
-        Away: broker or Redis cannot be reached.
-    """
-    found = strangers(app, {entry.name for entry in roster.entries(store).values()}, store.keys.uuid)
-    if found:
-        raise Refused(
-            f"the worker {min(found)} answers ping and is not in the roster: it would not freeze",
-            "workers", "start it with lych_checkpoint.install(app), or stop it", "stranger",
-        )
 
 
 def strangers(app: Any, known: set[str], uuid: str) -> set[str]:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lych_checkpoint import body, broadcast, environment, freeze, journal, rebuild, seal, witness
+from lych_checkpoint import body, environment, freeze, journal, rebuild, seal, witness
 from lych_checkpoint.database import connect
 from lych_checkpoint.errors import CheckpointError, LockHeld, Refused, RestoreOpen
 from lych_checkpoint.federation import Federation
@@ -73,6 +73,7 @@ def create(federation: Federation, request: Request, app: Any = None) -> dict[st
                 if not request.wait or error.code != "lock-held":
                     raise
             time.sleep(_LINE_POLL_S)
+            requests.wait_in_line(store, request.line, asked_ms)
 
 
 def _create(federation: Federation, store: Store, held: lock.Lock, request: Request, app: Any) -> dict[str, Any]:
@@ -99,7 +100,7 @@ def _attempt(federation: Federation, store: Store, held: lock.Lock, request: Req
     warnings = soul.preflight() + federation.strays() + federation.vanished(known)
     terms = federation.terms(
         freeze.CHECKPOINT, request.reason or request.label or "checkpoint", lowest_epoch=known.epoch,
-        through=frozenset({request.task_id} - {""}),
+        through=frozenset({(request.boot, request.task_id)} if request.task_id else ()),
     )
     with (
         vault.partial(checkpoint_id) as partial,
@@ -151,7 +152,7 @@ def _write(
         id=checkpoint_id, federation=federation.settings.federation, uuid=store.keys.uuid, created_at=created_at,
         signature=body_lock.signature, repos=body_lock.commits, soul=soul_facts, freeze=facts, files={},
         previous=federation.vault.last_seal(), label=request.label, reason=request.reason, tags=request.tags,
-        coalesced=max(0, requests.waiting_until(store, round(facts.frozen_at * 1000)) - 1),
+        coalesced=requests.waiting_until(store, round(facts.frozen_at * 1000), beside=request.line),
         worktree_check=scan.worktree_check, unheld=scan.unheld, warnings=tuple(warnings),
     )
 
@@ -181,9 +182,7 @@ def _preflight(federation: Federation, store: Store, app: Any) -> None:
     body.sweep()
     gone.sweep(store, federation.settings.gone_after_s)
     gone.settle(store)
-    if app is not None:
-        broadcast.check_fanout(app)
-        broadcast.refuse_strangers(app, store)
+    federation.check_for_strangers(app)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from lych_checkpoint.database import connect
 from lych_checkpoint.drivers.base import Ground
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.freeze import Ring, Terms
+from lych_checkpoint.lease import roster
 from lych_checkpoint.lease.connection import Store
 from lych_checkpoint.settings import Settings
 from lych_checkpoint.vault import Vault
@@ -102,14 +104,34 @@ class Federation:
         """Return the paths that are ours even where they lie inside a repository."""
         return (self.settings.root / "lychd.lock", self.vault.root)
 
-    def terms(self, mode: str, reason: str, *, lowest_epoch: int = 0, through: frozenset[str] = frozenset()) -> Terms:
+    def terms(self, mode: str, reason: str, *, lowest_epoch: int = 0,
+              through: frozenset[tuple[str, str]] = frozenset()) -> Terms:
         """Return the terms of a freeze by the settings."""
         settings = self.settings
+        drain_timeout_s = math.inf if settings.drain == "wait" else settings.drain_timeout_s
         return Terms(
             mode=mode, reason=reason, lease_s=settings.lease_s, ack_timeout_s=settings.ack_timeout_s,
-            drain_timeout_s=settings.drain_timeout_s, gone_after_s=settings.gone_after_s,
+            drain_timeout_s=drain_timeout_s, gone_after_s=settings.gone_after_s,
             lowest_epoch=lowest_epoch, through=through,
         )
+
+    def check_for_strangers(self, app: Any) -> None:
+        """Make sure that every worker that the broker knows is in the roster; without an app there is no broker.
+
+        Raises:
+            Refused: one is not, and would not freeze; or the broker cannot carry a broadcast.
+            Away: the broker cannot be reached.
+        """
+        if app is None:
+            return
+        broadcast.check_fanout(app)
+        known = {entry.name for entry in roster.entries(self.store()).values()}
+        strangers = broadcast.strangers(app, known, self.uuid)
+        if strangers:
+            raise Refused(
+                f"the worker {min(strangers)} answers ping and is not in the roster: it would not freeze",
+                "workers", "start it with lych_checkpoint.install(app), or stop it", "stranger",
+            )
 
     def ring(self, app: Any) -> Ring:
         """Return how to ring the control bell; without an app there is only the plugin's own."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,8 +10,9 @@ from dataclasses import dataclass
 
 from lych_checkpoint.errors import CheckpointError, FreezeError, Refused
 from lych_checkpoint.lease import lease, requests, roster
-from lych_checkpoint.lease.connection import ANSWER_TIMEOUT_S, Store
+from lych_checkpoint.lease.connection import Store
 from lych_checkpoint.lease.gone import gone
+from lych_checkpoint.lease.renewal import Renewal
 from lych_checkpoint.manifest import FreezeFacts, Window
 from lych_checkpoint.process import Identity
 
@@ -26,6 +26,8 @@ CHECKPOINT = "checkpoint"
 RESTORE = "restore"
 #: How long one blocking wait for an ack lasts, before the roster is looked at again.
 _WAIT_S = 0.1
+#: How often a long wait says for what.
+_TELL_EVERY_S = 5.0
 #: The plugin's own bell comes first. The control bell follows when all have acked, or at the latest after so long: on
 #: every worker it wakes the main loop, which would compete with the acks.
 _SECOND_BELL_S = 0.05
@@ -33,7 +35,11 @@ _SECOND_BELL_S = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """How a freeze is to be: its mode and its patience, in seconds."""
+    """How a freeze is to be: its mode and its patience, in seconds; an endless one with the drain is infinite.
+
+    ``through`` are the tasks that may run on, by the boot id of their worker and their own id, for a broker may
+    deliver one task to two workers.
+    """
 
     mode: str
     reason: str
@@ -42,7 +48,7 @@ class Terms:
     drain_timeout_s: float
     gone_after_s: float
     lowest_epoch: int = 0
-    through: frozenset[str] = frozenset()
+    through: frozenset[tuple[str, str]] = frozenset()
 
 
 class Freeze:
@@ -93,7 +99,7 @@ class Freeze:
                     f"{max(0, now_ms - ack.since_ms.get(one, now_ms)) / 1000:.1f} s on "
                     f"{self._entries[boot].name} and did not end"
                     for one in ack.in_flight
-                    if one not in self._terms.through and parked.get(one, {}).get("boot") != boot
+                    if (boot, one) not in self._terms.through and parked.get(one, {}).get("boot") != boot
                 ]
             return lines
 
@@ -125,7 +131,7 @@ class Freeze:
         """
         self._captured_s = time.monotonic()
         self._confirmed_ms, self._proven_ms, problems = roster.confirm(
-            self._store, self.token, self.epoch, set(self._gone), set(self._terms.through))
+            self._store, self.token, self.epoch, set(self._gone), self._terms.through)
         if problems:
             names = {boot: entry.name for boot, entry in roster.entries(self._store).items()}
             boot, _, what = problems[0].partition(": ")
@@ -161,7 +167,8 @@ class Freeze:
 
     def _wait(self, open_points: Callable[[dict[str, roster.Ack]], list[str]], patience_s: float, code: str,
               mend: str) -> None:
-        end_s = time.monotonic() + patience_s
+        began_s = told_s = time.monotonic()
+        end_s, points = began_s + patience_s, list[str]()
         while True:
             late = time.monotonic() >= end_s
             # What all say is read only when all have spoken: read at each ack, it would grow with their square.
@@ -173,6 +180,11 @@ class Freeze:
                 if late:
                     more = f" (and {len(points) - 1} more)" if len(points) > 1 else ""
                     raise FreezeError(f"{points[0]} within {patience_s:g} s{more}", "workers", mend, code)
+            if time.monotonic() - told_s > _TELL_EVERY_S:
+                told_s = time.monotonic()
+                self._say("")  # where the lease is lost nobody acks any more, and an endless wait would not end
+                logger.info("Waiting for %d s: %s", told_s - began_s, "; ".join(points) or "acks",
+                            extra={"event": "freeze.waiting"})
             if not roster.woken(self._store, self.epoch, _WAIT_S if self._rung else _SECOND_BELL_S):
                 self._ring_once()
                 self._entries = roster.entries(self._store)
@@ -192,8 +204,16 @@ class Freeze:
             self._gone[boot] = why
             logger.warning("Worker is gone: %s", why, extra={"event": "freeze.gone"})
 
-    def _say(self, phase: str) -> None:
-        if not lease.renew(self._store, self.token, self._terms.lease_s, phase):
+    def keep(self, for_s: float) -> None:
+        """Let the freeze last ``for_s`` seconds from now, whether this process lives or not.
+
+        Raises:
+            FreezeError: the lease is lost.
+        """
+        self._say("frozen", for_s)
+
+    def _say(self, phase: str, lease_s: float = 0.0) -> None:
+        if not lease.renew(self._store, self.token, lease_s or self._terms.lease_s, phase):
             raise FreezeError("the lease was lost while working", self._store.where, "try again", "freeze-broken")
 
 
@@ -229,7 +249,7 @@ def thawing(store: Store, terms: Terms, ring: Ring) -> Iterator[tuple[Freeze, Ca
         # Counted from after the lease: emptied later, Redis loses the lease too, and nothing is confirmed.
         trusted_in_s = roster.TRUST_S - (taken.at_ms - taken.born_ms) / 1000
     freeze = Freeze(store, terms, _unheard if joined else ring, token, epoch, began_ms)
-    renewing = _Renewal(store, token, terms.lease_s)
+    renewing = Renewal(store, token, terms.lease_s)
     thawed: list[FreezeFacts] = []
 
     def thaw() -> FreezeFacts:
@@ -269,29 +289,6 @@ def coordinator() -> dict[str, str | int]:
     """Return what the lease says about who froze."""
     identity = Identity.mine()
     return {"node": identity.host, "pid": identity.pid}
-
-
-class _Renewal:
-    """Renews a lease from a thread of its own; never brings one back that has ended."""
-
-    def __init__(self, store: Store, token: str, lease_s: float) -> None:
-        self._done = threading.Event()
-        self._thread = threading.Thread(
-            target=self._run, args=(store, token, lease_s), name="lych-lease", daemon=True)
-        self._thread.start()
-
-    def _run(self, store: Store, token: str, lease_s: float) -> None:
-        while not self._done.wait(lease_s / 3):
-            try:
-                if not lease.renew(store, token, lease_s):
-                    return
-            except CheckpointError as error:
-                logger.warning("The lease could not be renewed: %s", error, extra={"event": "lease.silent"})
-
-    def stop(self) -> None:
-        """Stop renewing."""
-        self._done.set()
-        self._thread.join(timeout=2 * ANSWER_TIMEOUT_S)
 
 
 def _ms(began_s: float, ended_s: float) -> float:

@@ -103,14 +103,13 @@ class Plugin:
         """Raise `GateUnsure` or `Away` when a restore has ended the ``era``, or that cannot be known."""
         gate.check_generation(self.federation(), era)
 
-    def generation_stands(self, era: int) -> bool:
-        """Return whether `check_generation` passes."""
+    def doubt_of(self, era: int) -> str:
+        """Return what `check_generation` raises, in words; empty if it passes."""
         try:
             self.check_generation(era)
         except CheckpointError as error:
-            logger.warning("%s", error)
-            return False
-        return True
+            return str(error)
+        return ""
 
     def is_exempt(self, task: str) -> bool:
         """Return whether the task declares ``checkpoint_exempt = True``."""

@@ -67,6 +67,8 @@ class Settings(BaseSettings):
     """Silence after which a worker of another host counts as gone."""
     drain_timeout_s: float = Field(default=60.0, gt=0)
     """How long running tasks may take to end."""
+    drain: Literal["abort", "wait"] = "abort"
+    """What becomes of a freeze when they take longer: it ends, or it waits for as long as they run."""
     lease_s: float = Field(default=10.0, ge=1, le=600)
     """A freeze never outlives its coordinator by more than this."""
     queue: str = ""

@@ -7,10 +7,13 @@ Where it cannot see all, as on a network's file system, it says so and every re-
 
 from __future__ import annotations
 
+import array
 import ctypes
+import fcntl
 import os
 import re
 import struct
+import termios
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -96,16 +99,18 @@ class Watch:
     def touched(self) -> set[int]:
         """Return the numbers of the repositories in which something that counts happened since the last call."""
         found = set(self._restless)
-        while self.complete:
-            try:
-                data = os.read(self._descriptor, _READ_BYTES)
-            except BlockingIOError:
-                break
-            except OSError:
-                self.complete = False
-                break
-            found |= self._read(data)
+        try:
+            while self.complete and self._waits():
+                found |= self._read(os.read(self._descriptor, _READ_BYTES))
+        except OSError:
+            self.complete = False
         return found
+
+    def _waits(self) -> bool:
+        """Return whether there is something to read. Under eventlet a read that finds nothing would wait for ever."""
+        count = array.array("i", [0])
+        fcntl.ioctl(self._descriptor, termios.FIONREAD, count)
+        return count[0] > 0
 
     def _read(self, data: bytes) -> set[int]:
         found, offset = set(), 0

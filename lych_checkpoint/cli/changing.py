@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import sys
-from contextlib import closing
 from typing import NoReturn
 
 import click
@@ -105,11 +104,8 @@ def _refuse_strangers() -> None:
     """
     if answer.app() is None:
         return
-    from lych_checkpoint import broadcast
-
     try:
-        with closing(answer.federation().store()) as store:
-            broadcast.refuse_strangers(answer.app(), store)
+        answer.federation().check_for_strangers(answer.app())
     except Away as error:
         logging.getLogger(__name__).warning("Whether workers run that would not freeze is not known: %s", error)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -98,11 +99,14 @@ def freeze_command(*, for_s: float, reason: str) -> None:
 
 @click.command("thaw")
 @click.option("--force", is_flag=True, help="Also end the freeze of a running create, which then fails unsealed.")
-def thaw_command(*, force: bool) -> None:
-    """End the freeze in force."""
+@click.option("--forget", metavar="NODE", help="Thaw nothing: wait no longer for this worker, which is dead.")
+def thaw_command(*, force: bool, forget: str | None) -> None:
+    """End the freeze in force; or, with --forget, say that a silent worker of another host is dead."""
     from lych_checkpoint import status
 
-    document = status.thaw(answer.federation(), force=force, app=answer.app())
+    federation = answer.federation()
+    document = (status.forget(federation, forget) if forget
+                else status.thaw(federation, force=force, app=answer.app()))
     answer.say(document, _status_lines(document))
 
 
@@ -120,7 +124,8 @@ def _status_lines(document: dict[str, Any]) -> list[str]:
     if document["freeze"]:
         one = document["freeze"]
         who = one["coordinator"]
-        lines.append(f"{one['mode']}: {one['reason']}; by pid {who.get('pid')} on {who.get('node')}, "
+        since = datetime.fromtimestamp(one["since"]).astimezone().isoformat(" ", "seconds")
+        lines.append(f"{one['mode']}: {one['reason']}; by pid {who.get('pid')} on {who.get('node')}, since {since}, "
                      f"{one['expires_in_s']:.0f} s left")
     if document["restore"]:
         lines.append(f"restore of {document['restore']['checkpoint']} is {document['restore']['phase']}")

@@ -13,8 +13,9 @@ from lych_checkpoint.process import Identity
 def gone(store: Store, entries: dict[str, roster.Entry], gone_after_s: float) -> dict[str, str]:
     """Return, by boot id, the workers that are proven gone, and how.
 
-    On this host the proof is the locked file that a worker shares with its pool children; on another one only a
-    silence longer than ``gone_after_s`` counts, for there a lost connection proves nothing.
+    On this host the proof is the locked file that a worker shares with its pool children, and as long as one of them
+    holds it no silence counts. On another one, or where that file is gone, only a silence longer than
+    ``gone_after_s`` counts, for there a lost connection proves nothing.
     """
     beats, now_ms = roster.beats_ms(store), store.now_ms()
     found = {}
@@ -24,9 +25,14 @@ def gone(store: Store, entries: dict[str, roster.Entry], gone_after_s: float) ->
             continue
         if _all_dead(entry):
             found[boot] = f"{entry.name} (dead)"
-        elif silent_ms > gone_after_s * 1000 and entry.identity.alive() is not True:
+        elif silent_ms > gone_after_s * 1000 and not lives(entry):
             found[boot] = f"{entry.name} (silent for {silent_ms // 1000} s)"
     return found
+
+
+def lives(entry: roster.Entry) -> bool:
+    """Return whether the worker, or something that it started, is seen to live on this host."""
+    return _all_dead(entry) is False or entry.identity.alive() is True
 
 
 def sweep(store: Store, gone_after_s: float) -> None:
@@ -45,14 +51,18 @@ def settle(store: Store) -> None:
         time.sleep(min(left_s, roster.TRUST_S))
 
 
-def _all_dead(entry: roster.Entry) -> bool:
-    if entry.identity.alive() is None:
-        return False
-    if entry.identity.alive() is False and entry.identity.machine != Identity.mine().machine:
-        return True  # that host has been started anew since
+def _all_dead(entry: roster.Entry) -> bool | None:
+    """Return whether the worker and all its children are dead, or None where nothing on this host can tell."""
+    here = Identity.mine()
+    if entry.identity.is_of_an_earlier_start(here):
+        return True
+    if not entry.identity.shares_pids(here):
+        return None
     try:
         with open(entry.alive_file, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:
+        return None
     return True

@@ -13,13 +13,14 @@ from lych_checkpoint.errors import Away, LockHeld
 from lych_checkpoint.lease.connection import Store
 from lych_checkpoint.process import Identity
 
-# KEYS lock; ARGV token, record, ttl_ms, token of a dead owner or "". Returns {"", ""} when taken, else {"", record}.
+# KEYS lock; ARGV token, record, ttl_ms, token of a dead owner or "". Returns {} when taken, else {record, token}, in
+# one step, or the token could be that of somebody who took the lock over since.
 _TAKE = """
 local held = redis.call('HGET', KEYS[1], 'token')
-if held and held ~= ARGV[4] then return {'held', redis.call('HGET', KEYS[1], 'record')} end
+if held and held ~= ARGV[4] then return {redis.call('HGET', KEYS[1], 'record'), held} end
 redis.call('HSET', KEYS[1], 'token', ARGV[1], 'record', ARGV[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
-return {'', ''}
+return {}
 """
 # KEYS lock; ARGV token, ttl_ms. Returns {"1"} while the lock is ours.
 _RENEW = """
@@ -93,18 +94,17 @@ def held(store: Store, purpose: str) -> Iterator[Lock]:
     record = json.dumps({"purpose": purpose, "identity": asdict(me)})
     dead = ""
     for _ in range(2):
-        state, found = store.script(_TAKE, [store.keys["lock"]], token, record, int(LOCK_TTL_S * 1000), dead)
-        if not state:
+        found = store.script(_TAKE, [store.keys["lock"]], token, record, int(LOCK_TTL_S * 1000), dead)
+        if not found:
             break
-        owner = json.loads(found)
+        owner = json.loads(found[0])
         identity = Identity(**owner["identity"])
         if dead or identity.alive() is not False:
             raise LockHeld(
                 f"{owner['purpose']} runs as pid {identity.pid} on {identity.host}", store.where,
                 "wait for it, or try again", "lock-held",
             )
-        with store.speaking() as client:
-            dead = str(client.hget(store.keys["lock"], "token") or "")
+        dead = found[1]
     lock = Lock(store, token)
     lock.start()
     try:

@@ -35,6 +35,28 @@ if redis.call('HGET', KEYS[1], ARGV[1]) ~= record then
 end
 return {'1'}
 """
+# KEYS waiting, seen; ARGV request, when it was made
+_WAIT = """
+local t = redis.call('TIME')
+redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
+redis.call('ZADD', KEYS[2], t[1] * 1000 + math.floor(t[2] / 1000), ARGV[1])
+return {}
+"""
+# KEYS waiting, seen; ARGV until, request left out, longest silence. Drops killed requests. Returns {number}.
+_COUNT = """
+local t = redis.call('TIME')
+local seen_ms = t[1] * 1000 + math.floor(t[2] / 1000) - ARGV[3]
+local count = 0
+for _, request in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1])) do
+  if tonumber(redis.call('ZSCORE', KEYS[2], request) or '0') < seen_ms then
+    redis.call('ZREM', KEYS[1], request)
+    redis.call('ZREM', KEYS[2], request)
+  elseif request ~= ARGV[2] then count = count + 1 end
+end
+return {count}
+"""
+#: A waiting request says so much more often than this.
+_UNSEEN_MS = 10_000
 #: Outcomes are kept this long for whoever asked.
 OUTCOME_TTL_S = 3600
 
@@ -76,21 +98,20 @@ def parked(store: Store, epoch: int | None = None) -> dict[str, dict[str, str]]:
 
 
 def wait_in_line(store: Store, request: str, at_ms: int) -> None:
-    """Enter a waiting request, so that the checkpoint that serves it can count it."""
-    with store.speaking() as client:
-        client.zadd(store.keys["waiting"], {request: at_ms})
+    """Enter a request that waits, so that the checkpoint that serves it can count it; to be said again and again."""
+    store.script(_WAIT, [store.keys["waiting"], store.keys["seen"]], request, at_ms)
 
 
 def leave_line(store: Store, request: str) -> None:
     """Take a request out of the line."""
     with store.speaking() as client:
-        client.zrem(store.keys["waiting"], request)
+        pipe = client.pipeline(transaction=False)
+        pipe.zrem(store.keys["waiting"], request).zrem(store.keys["seen"], request).execute()
 
 
-def waiting_until(store: Store, at_ms: int) -> int:
-    """Count the requests made at or before ``at_ms``."""
-    with store.speaking() as client:
-        return int(client.zcount(store.keys["waiting"], "-inf", at_ms))
+def waiting_until(store: Store, at_ms: int, *, beside: str) -> int:
+    """Count the requests made at or before ``at_ms`` that still wait, the one ``beside`` which they do left out."""
+    return int(store.script(_COUNT, [store.keys["waiting"], store.keys["seen"]], at_ms, beside, _UNSEEN_MS)[0])
 
 
 def announce(store: Store, freeze_ms: int, document: dict[str, Any]) -> None:

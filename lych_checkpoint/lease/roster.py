@@ -67,7 +67,7 @@ local token = redis.call('HGET', KEYS[3], 'token')
 for i = 2, #ARGV do if ARGV[i] == token then redis.call('HSET', KEYS[3], 'spoilt', '1') end end
 return {}
 """
-# KEYS lease, roster, acks, parked, born; ARGV token, trust_ms, number gone, boots gone…, task ids let through…
+# KEYS lease, roster, acks, parked, born; ARGV token, trust_ms, number gone, boots gone…, let through: "boot task"…
 # Returns {now, until, problem, problem…}; no problem means that the window ended well at `now`, and that every
 # barrier stays closed until `until` unless the lease is ended before.
 _CONFIRM = _NOW + """
@@ -95,7 +95,7 @@ for _, boot in ipairs(redis.call('HKEYS', KEYS[2])) do
       for _, id in ipairs(ack.in_flight) do
         local of, record = string.match(redis.call('HGET', KEYS[4], id) or '', '^(%S+) (.*)$')
         local counts = (of == '*' or of == epoch) and cjson.decode(record).boot == boot
-        if not through[id] and not counts then problem(boot .. ': task ' .. id .. ' runs') end
+        if not through[boot .. ' ' .. id] and not counts then problem(boot .. ': task ' .. id .. ' runs') end
       end
     end
   end
@@ -124,7 +124,7 @@ class Entry:
     generation: int
     state: str = "thawed"
     in_flight: int = 0
-    parked: int = 0
+    exempt: int = 0
     era: int = 0
 
     def dumps(self) -> str:
@@ -231,8 +231,12 @@ def woken(store: Store, epoch: int, longest_s: float) -> bool:
     return found is not None
 
 
-def confirm(store: Store, token: str, epoch: int, gone: set[str], through: set[str]) -> tuple[int, int, list[str]]:
+def confirm(
+    store: Store, token: str, epoch: int, gone: set[str], through: Iterable[tuple[str, str]],
+) -> tuple[int, int, list[str]]:
     """Look at lease and every ack in one transaction, after the capture.
+
+    ``through`` are boot id and task id of those that may run.
 
     Returns:
         Redis's time in ms; until when, in ms, every worker honours its ack; and the problems in words, each led by
@@ -242,7 +246,7 @@ def confirm(store: Store, token: str, epoch: int, gone: set[str], through: set[s
     keys = store.keys
     answer = store.script(
         _CONFIRM, [keys["lease"], keys["roster"], keys.acks(epoch), keys["parked"], keys["born"]],
-        token, int(TRUST_S * 1000), len(gone), *sorted(gone), *sorted(through),
+        token, int(TRUST_S * 1000), len(gone), *sorted(gone), *sorted(map(" ".join, through)),
     )
     return int(answer[0]), int(answer[1]), answer[2:]
 

@@ -65,15 +65,18 @@ class Barrier:
 
     def admit(self, request: Any) -> None:
         """Start ``request`` or hold it. Takes the place of `_process_task`."""
-        sure = self._may_start()
-        with self._lock:
-            while self._blocks and not self.closed and not self._held and not self._has_place():
-                self._room.wait()
-            exempt = self._exempt(request.name)
-            if not (exempt and sure) and (self.closed or self._held or not sure or not self._has_place()):
-                self._held.append(request)
-                return
-            token = self.tokens.take(request.id, request.name, exempt=exempt)
+        while True:
+            sure = self._may_start()  # again after each wait, in which the process may have slept
+            with self._lock:
+                if self._blocks and not self.closed and not self._held and not self._has_place():
+                    self._room.wait()
+                    continue
+                exempt = self._exempt(request.name)
+                if not (exempt and sure) and (self.closed or self._held or not sure or not self._has_place()):
+                    self._held.append(request)
+                    return
+                token = self.tokens.take(request.id, request.name, exempt=exempt)
+                break
         # Outside the lock: on the solo pool this call is the task's body, and a freeze must be able to close.
         self._run(request, token)
 

@@ -3,6 +3,8 @@
 A child runs such a job all the same, perhaps the one that takes over the pipes of the child it was meant for; no
 callback will tell of its end (`AsynPool.flush`, `on_process_up`). The pool still hears of it: it handles a message
 about a job before it misses the job.
+
+And jobs over their hard time limit: the pool says that they failed, and only then ends the child (`on_hard_timeout`).
 """
 
 from __future__ import annotations
@@ -13,6 +15,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from billiard.pool import ACK, READY
+
+from lych_checkpoint.process import Identity
+
+
+@dataclass(slots=True)
+class _Doomed:
+    ended: Callable[[], None]
+    child: Identity
+
+    @property
+    def gone(self) -> bool:
+        """Whether its child is dead."""
+        return self.child.alive() is False
 
 
 @dataclass(slots=True)
@@ -35,7 +50,7 @@ class Ghosts:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._ghosts: dict[int, _Ghost] = {}
+        self._ghosts: dict[int, _Ghost | _Doomed] = {}
         self._heard: Any = None
 
     def keep(self, result: Any, pool: Any, ended: Callable[[], None]) -> bool:
@@ -44,12 +59,28 @@ class Ghosts:
         Returns:
             False, and nothing is watched, if its payload is in no pipe: it will not run.
         """
+        if result._job in self._ghosts:  # noqa: SLF001 - over its time, and its child not dead yet
+            return True
         child = getattr(result, "_write_to", None)
         if child is None or result.ready() or not _is_open(pool, child.inq):
             return False
         with self._lock:
             self._ghosts[result._job] = _Ghost(ended, pool, child.inq)  # noqa: SLF001
         self._hear(pool)
+        return True
+
+    def keep_until_dead(self, result: Any, ended: Callable[[], None]) -> bool:
+        """Watch the child that runs the job behind ``result``, and call ``ended`` once when it is dead.
+
+        Returns:
+            False, and nothing is watched, if no child lives that took the job up.
+        """
+        pid = getattr(result, "_worker_pid", None)
+        child = Identity.of(pid) if pid else None
+        if child is None or not child.alive():
+            return False
+        with self._lock:
+            self._ghosts[result._job] = _Doomed(ended, child)  # noqa: SLF001
         return True
 
     def sweep(self) -> None:
@@ -67,7 +98,7 @@ class Ghosts:
         on_ack, on_ready = handlers[ACK], handlers[READY]
 
         def acked(job: int, i: Any, time_accepted: float, pid: int, *more: Any) -> None:
-            if (ghost := self._ghosts.get(job)) is not None:
+            if isinstance(ghost := self._ghosts.get(job), _Ghost):
                 ghost.pid = pid
             on_ack(job, i, time_accepted, pid, *more)
 

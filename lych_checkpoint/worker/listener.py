@@ -47,16 +47,16 @@ def _listen(store: Store, member: Member, done: threading.Event) -> None:
     idle_since_s: float | None = None
     with Bell(store) as bell:
         while not done.is_set():
-            if member.left and member.barrier is not None and not member.barrier.tokens.running():
-                idle_since_s = idle_since_s or time.monotonic()
-                if time.monotonic() - idle_since_s > _LEAVE_S:
-                    logger.critical("The shutdown hangs and nothing runs here any more: ending the process")
-                    os._exit(EXIT_AGAIN)
-            rung = bell.wait(member.due_s(), unless=done.is_set)
-            member.tick()
-            if done.is_set():
-                return
             try:
+                if member.left and member.barrier is not None and not member.barrier.tokens.running():
+                    idle_since_s = idle_since_s or time.monotonic()
+                    if time.monotonic() - idle_since_s > _LEAVE_S:
+                        logger.critical("The shutdown hangs and nothing runs here any more: ending the process")
+                        os._exit(EXIT_AGAIN)
+                rung = bell.wait(member.due_s(), unless=done.is_set)
+                member.tick()
+                if done.is_set():
+                    return
                 if rung:
                     member.hear(rung)
                 else:

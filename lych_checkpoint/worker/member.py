@@ -41,17 +41,17 @@ class Member:
         store: this federation's Redis.
         entry: what the roster says about this worker.
         leave: called once with an exit code when the worker must not start another task.
-        is_ours: whether no restore came since the gate; asked where Redis alone cannot tell.
+        doubt: why a restore may have come since the gate, empty if none did; asked where Redis alone cannot tell.
         disk: returns the signature of the code on disk.
         answer: answers a restore on another host that asks whether this one can follow.
     """
 
     def __init__(
-        self, store: Store, entry: roster.Entry, *, leave: Callable[[int, str], None], is_ours: Callable[[], bool],
+        self, store: Store, entry: roster.Entry, *, leave: Callable[[int, str], None], doubt: Callable[[], str],
         disk: Callable[[], str], answer: Callable[[Store], None],
     ) -> None:
         self._store, self._entry = store, entry
-        self._leave, self._is_ours, self._disk = leave, is_ours, disk
+        self._leave, self._doubt, self._disk = leave, doubt, disk
         self._answer, self._staging = answer, False
         self._disk_read_s = 0.0
         self._lock = threading.RLock()
@@ -154,12 +154,14 @@ class Member:
             still = freeze is not None and standing is not None and standing.token == freeze.token
             if seen.journal in ("closing", "switching") and not (restoring and still):
                 self.go(f"a restore is {seen.journal}")
-            elif seen.restored > self._entry.era or (reborn and not self._is_ours()):
+            elif seen.restored > self._entry.era:
                 self.go("a restore brought back another pair than the one this worker was started on")
+            elif reborn and (why := self._doubt()):
+                self.go(f"Redis was emptied: {why}")
             elif restoring and not still and not seen.thawed:
                 self.go("frozen for a restore whose lease is gone without a thaw")
-            elif restoring and not still and not self._is_ours():
-                self.go("the restore that froze it brought back another pair")
+            elif restoring and not still and (why := self._doubt()):
+                self.go(f"thawed after a restore: {why}")
             elif standing is not None:
                 self._close(standing, seen.now_ms, acked=still)
             elif freeze is not None:
@@ -211,8 +213,8 @@ class Member:
 
     def connection_renewed(self) -> None:
         """Look again after the broker's connection came back, at the soul's generation too."""
-        if not self._is_ours():
-            self.go("a restore brought back another pair while the connection was lost")
+        if why := self._doubt():
+            self.go(f"the connection was lost: {why}")
             return
         self.look()
 
@@ -291,5 +293,6 @@ class Member:
         if self.barrier is None:
             return self._entry
         running = self.barrier.tokens.running()
-        state = "frozen" if self._freeze and not running else "draining" if self._freeze else "thawed"
-        return replace(self._entry, state=state, in_flight=len(running))
+        exempt = sum(one.exempt for one in running)
+        state = "thawed" if not self._freeze else "draining" if len(running) > exempt else "frozen"
+        return replace(self._entry, state=state, in_flight=len(running), exempt=exempt)

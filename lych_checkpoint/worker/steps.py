@@ -63,8 +63,8 @@ class Host(Protocol):
     def check_generation(self, era: int) -> None:
         """Raise what forbids to go on when a restore has ended that era, or when that cannot be known."""
 
-    def generation_stands(self, era: int) -> bool:
-        """Return whether `check_generation` passes."""
+    def doubt_of(self, era: int) -> str:
+        """Return what `check_generation` raises, in words; empty if it passes."""
 
     def is_exempt(self, task: str) -> bool:
         """Return whether that task may start during a freeze."""
@@ -111,12 +111,15 @@ class Membership(bootsteps.StartStopStep):
         """Register, close the barrier if a freeze is in force, wrap what requests pass."""
         host: Host = worker.app.lych
         boot = uuid.uuid4().hex
-        path, _ = alive.hold(boot)
+        try:
+            path, _ = alive.hold(boot)
+        except CheckpointError as error:
+            raise refuse(error) from error
         try:
             store = host.open_store()
             worker.lych_member = member = Member(
                 store, self._entry(worker, host, boot, str(path)), disk=host.on_disk, leave=self._leaver(worker),
-                is_ours=lambda: host.generation_stands(worker.lych_present.era), answer=host.answer_restore,
+                doubt=lambda: host.doubt_of(worker.lych_present.era), answer=host.answer_restore,
             )
             member.barrier = self._barrier(worker, host, member)
             self._admit(worker, host.admission(), member)
@@ -163,7 +166,7 @@ class Membership(bootsteps.StartStopStep):
         worker._process_task = barrier.admit  # noqa: SLF001
         if not behind_semaphore:
             worker.process_task = barrier.admit
-        worker.pool.apply_async = barrier.tokens.wrap(worker.pool.apply_async)
+        worker.pool.apply_async = barrier.tokens.wrap(worker.pool.apply_async, inside=not worker.pool.uses_semaphore)
         return barrier
 
     def _admit(self, worker: Any, how: tuple[str, Quarantine] | None, member: Member) -> None:

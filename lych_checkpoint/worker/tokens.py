@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from billiard.exceptions import TimeLimitExceeded
+
 from lych_checkpoint.worker.ghosts import Ghosts
 
 
@@ -59,8 +61,12 @@ class Tokens:
         if known is not None:
             self._released()
 
-    def wrap(self, apply_async: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the pool's `apply_async` with the token's end tied to its callbacks."""
+    def wrap(self, apply_async: Callable[..., Any], *, inside: bool = False) -> Callable[..., Any]:
+        """Return the pool's `apply_async` with the token's end tied to its callbacks.
+
+        ``inside``: the body runs in this process. Such a pool calls nobody back for what ends by an exception, a hard
+        time limit under gevent among them, but the exception passes here.
+        """
 
         def counted(target: Any, args: Any = (), kwargs: Any = None, **options: Any) -> Any:
             with self._lock:
@@ -70,6 +76,9 @@ class Tokens:
             token.submitted = True
             options["callback"] = self._ending(token, options.get("callback"), failed=False)
             options["error_callback"] = self._ending(token, options.get("error_callback"), failed=True)
+            if inside:
+                target = self._or_ended(token, target)
+                options["accept_callback"] = self._or_ended(token, options.get("accept_callback"))
             try:
                 token.result = apply_async(target, args, kwargs, **options)
             except BaseException:
@@ -84,9 +93,22 @@ class Tokens:
             try:
                 return callback(*args, **kwargs) if callback is not None else None
             finally:
-                self.release(token, failed=failed)
+                release = partial(self.release, token, failed=failed)
+                # The pool says so first, and only then ends the child; the body runs until that is done.
+                if not (failed and _is_over_its_time(*args) and self._ghosts.keep_until_dead(token.result, release)):
+                    release()
 
         return ended
+
+    def _or_ended(self, token: Token, part: Callable[..., Any] | None) -> Callable[..., Any] | None:
+        def passed(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return part(*args, **kwargs) if part is not None else None
+            except BaseException:
+                self.release(token)
+                raise
+
+        return passed
 
     def running(self) -> list[Token]:
         """Return the tokens in the order they were taken."""
@@ -111,3 +133,7 @@ class Tokens:
                 continue
             if not self._ghosts.keep(token.result, pool, partial(self.release, token)):
                 self.release(token)
+
+
+def _is_over_its_time(info: Any = None, *_: Any) -> bool:
+    return getattr(info, "type", None) is TimeLimitExceeded

@@ -64,7 +64,10 @@ def work(tag: int, steps: int, step_s: float, *, parks: bool = False) -> None:
 
 
 class Probe(bootsteps.StartStopStep):
-    """Notes twenty times a second whether this worker is frozen; a gap shows that it was stopped."""
+    """Notes twenty times a second whether this worker is frozen; a gap shows that it was stopped.
+
+    A barrier that is closed counts as frozen too, but where the worker leaves or cannot see Redis: I7 has it so.
+    """
 
     requires = (Membership,)
 
@@ -74,7 +77,9 @@ class Probe(bootsteps.StartStopStep):
 
     def _note(self, worker: Any) -> None:
         while True:
-            state = "frozen" if worker.lych_member.frozen else "thawed"
+            member = worker.lych_member
+            closed = member.barrier.closed and not (member.left or member._misses)  # noqa: SLF001
+            state = "frozen" if member.frozen or closed else "thawed"
             _append("probes", f"{time.time():.6f} {worker.hostname}/{os.getpid()} {state}")
             time.sleep(_PROBE_EVERY_S)
 

@@ -49,11 +49,13 @@ def test_killed_child_is_not_waited_for_and_its_task_comes_back_after_the_thaw(y
     assert [one.tag for one in federation.stamps("begin")].count("victim") == 2
 
 
-def test_task_over_its_hard_time_limit_is_waited_for_until_then(yard: Open) -> None:
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_task_over_its_hard_time_limit_is_waited_for_until_its_child_is_dead(stubborn: bool, yard: Open) -> None:
+    """Celery says that it failed before it ends the child: with SIGTERM, and after a while with SIGKILL."""
     federation = yard(task_time_limit=2)
     federation.start()
     federation.settle(1)
-    federation.send("walk", "endless", 60)
+    federation.send("walk", "endless", 60, kwargs={"stubborn": stubborn})
     federation.wait_for("step", 1)
     with federation.freeze():
         time.sleep(0.5)
@@ -62,6 +64,33 @@ def test_task_over_its_hard_time_limit_is_waited_for_until_then(yard: Open) -> N
     assert 1.5 < steps[-1] - steps[0] < 4
     federation.walks(range(4))
     federation.wait_for("end", 4)
+
+
+@pytest.mark.parametrize("pool", ["gevent", "eventlet"])
+def test_task_that_waits_for_a_greenlets_place_does_not_begin_in_a_freeze(pool: str, yard: Open) -> None:
+    federation = yard()
+    federation.start(pool=pool, concurrency=1)
+    federation.settle(1)
+    federation.walks(range(3), 1.0)
+    federation.wait_for("step", 1)
+    with federation.freeze():
+        time.sleep(0.5)
+        assert [one.tag for one in federation.stamps("begin")] == ["0"]
+    federation.check_quiet()
+    federation.check_once(3)
+
+
+def test_greenlets_over_their_hard_time_limit_give_their_places_back(yard: Open) -> None:
+    federation = yard(task_time_limit=1)
+    federation.start(pool="gevent")
+    federation.settle(1)
+    federation.walks(range(3), 60)
+    federation.wait_for("step", 3)
+    federation.walks(range(3, 6))
+    federation.wait_for("end", 3)
+    with federation.freeze():
+        time.sleep(0.2)
+    federation.check_quiet()
 
 
 def test_children_that_serve_one_task_each(yard: Open) -> None:
@@ -78,7 +107,7 @@ def test_children_that_serve_one_task_each(yard: Open) -> None:
     federation.check_once(12)
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent", "eventlet"])
 def test_retries_limits_etas_groups_and_chords_through_many_freezes(pool: str, yard: Open) -> None:
     federation = yard()
     federation.start(pool=pool, concurrency=3)

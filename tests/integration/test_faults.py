@@ -35,6 +35,7 @@ from tests.fixtures.apps import PAUSES
 from tests.fixtures.client import publish, wait_until
 from tests.fixtures.federation import make_repository
 from tests.fixtures.opened import wait_for_workers
+from tests.fixtures.redis import SYSTEM
 from tests.fixtures.workers import Workers
 
 WAYS_OUT = "tests.fixtures.apps.ways_out"
@@ -43,9 +44,9 @@ Open = Callable[..., Federation]
 
 
 @pytest.fixture
-def leases(tmp_path: Path) -> Iterator[RedisNode]:
+def leases(tmp_path: Path, redis_program: Path | None) -> Iterator[RedisNode]:
     """The Redis that the faults hit."""
-    with RedisNode.start_new(tmp_path / "leases", persistence="none") as node:
+    with RedisNode.start_new(tmp_path / "leases", persistence="none", program=redis_program) as node:
         yield node
 
 
@@ -180,6 +181,7 @@ def test_stopped_redis_holds_nobody_past_the_lease(
     one.send(signal.SIGKILL)
 
 
+@pytest.mark.parametrize("redis_program", [None, SYSTEM], indirect=True)
 @pytest.mark.parametrize(("stop_s", "seals"), [(0.4, True), (LEASE_S + 0.7, False)])
 def test_worker_stopped_in_the_window_and_continued(
     stop_s: float, seals: bool, opened: Open, workers: Workers, redis_url: str
@@ -330,6 +332,72 @@ def test_worker_is_not_gone_while_something_it_started_works_on(
         freeze_once(federation)
     wait_until(lambda: not living(federation), 8)
     assert time.monotonic() - died_s >= 4
+
+
+def test_silence_proves_nothing_while_a_child_is_seen_to_live(
+    opened: Open, workers: Workers, client: Celery
+) -> None:
+    federation = opened()
+    doomed = workers.start("doomed", app=WAYS_OUT)
+    wait_for_workers(federation, 1)
+    client.send_task("fork", args=[7, "works on"])
+    wait_until(workers.starts)
+    time.sleep(0.2)
+    died_s = time.monotonic()
+    doomed.send(signal.SIGKILL)
+
+    def is_gone() -> bool:
+        store = federation.store()
+        return bool(gone.gone(store, roster.entries(store), 2))
+
+    wait_until(is_gone)
+    assert time.monotonic() - died_s >= 6
+
+
+def test_broker_that_stands_still_holds_no_freeze(
+    opened: Open, workers: Workers, client: Celery, redis_node: RedisNode
+) -> None:
+    federation = opened()
+    workers.start("one", app=WAYS_OUT)
+    wait_for_workers(federation, 1)
+    assert client.control.ping()  # connected, as after a preflight
+    with stopped(redis_node.pid):
+        began_s = time.monotonic()
+        with frozen_by(federation, federation.ring(client)) as (frozen, thaw):
+            frozen.wait_for_acks()
+            frozen.drain()
+            frozen.confirm()
+            thaw()
+        assert time.monotonic() - began_s < 3 + 6  # the patience with acks and with the drain
+        wait_until(lambda: {entry.state for entry in roster.entries(federation.store()).values()} == {"thawed"}, 3)
+
+
+@pytest.mark.parametrize("dies", ["the command", "redis"])
+def test_maintenance_mode_that_dies_before_it_stands_is_short(
+    dies: str, opened: Open, workers: Workers, client: Celery, redis_url: str, leases: RedisNode
+) -> None:
+    federation = opened()
+    workers.start("one", app=WAYS_OUT)
+    wait_for_workers(federation, 1)
+    client.send_task("nap", args=[6], kwargs={"tag": "long"})
+    wait_until(workers.starts)
+    holder = subprocess.Popen([sys.executable, "-m", "lych_checkpoint", "freeze", "--for", "60s", "--reason", "x"],
+                              env={**os.environ, **workers.environment, "LYCH_DRAIN_TIMEOUT_S": "2.5"})
+    try:
+        wait_until(lambda: (lease.read(federation.store()) or gone_lease()).phase == "draining")
+        publish(redis_url, 8)
+        if dies == "redis":
+            with stopped(leases.pid):
+                holder.wait()
+                ended_at = time.time()
+        else:
+            holder.kill()
+            ended_at = time.time()
+        wait_until(lambda: first_start(workers, 0) < float("inf"), LEASE_S + 5)
+        assert first_start(workers, 0) <= ended_at + LEASE_S + 1
+    finally:
+        holder.kill()
+        holder.wait()
 
 
 def living(federation: Federation) -> Mapping[str, Any]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -68,7 +70,8 @@ class Worker:
         entry = roster.Entry(name=name, boot=self.boot, pool="solo", identity=Identity.mine(),
                              alive_file=str(self.alive_file), loaded="sha256:1", disk="", generation=era + 1, era=era)
         self.member = Member(store, entry, leave=lambda code, _why: self.exits.append(code),
-                             is_ours=lambda: self.stands, disk=lambda: "sha256:1", answer=lambda _store: None)
+                             doubt=lambda: "" if self.stands else "a restore came", disk=lambda: "sha256:1",
+                             answer=lambda _store: None)
         self.barrier = Barrier(self._start, exempt=lambda _name: False, places=None,
                                may_start=self.member.may_start, wake=lambda: None, drained=self.member.say,
                                flag=bytearray(1))
@@ -109,6 +112,50 @@ def terms(**changes: Any) -> freeze.Terms:
 
 def silent(_act: str, _epoch: int) -> None:
     """A control bell that nobody hears."""
+
+
+def test_coordinators_task_is_let_through_in_its_own_worker_alone(
+    store: Store, worker: Callable[..., Worker]
+) -> None:
+    one, two = worker("one"), worker("two")
+    for each in (one, two):
+        each.member.look()
+        each.barrier.admit(Task("creates"))  # delivered a second time, since the first took so long
+    gone.settle(store)
+    through = frozenset({(two.boot, "creates")})
+    with freeze.thawing(store, terms(drain_timeout_s=0.3, through=through), silent) as (frozen, _thaw):
+        one.member.look()
+        two.member.look()
+        frozen.wait_for_acks()
+        with pytest.raises(FreezeError, match="on one and did not end"):
+            frozen.drain()
+        with pytest.raises(FreezeError, match="one: task creates runs"):
+            frozen.confirm()
+        one.end("creates")
+        frozen.drain()
+        frozen.confirm()
+
+
+def test_request_that_waited_for_a_place_asks_again_whether_it_may_start() -> None:
+    sure: list[bool] = [True]
+    started: list[str] = []
+    barrier = Barrier(lambda request: started.append(request.id), exempt=lambda _name: False, places=lambda: 1,
+                      may_start=lambda: sure[0], wake=lambda: None, drained=lambda: None, flag=bytearray(1),
+                      blocks=True)
+    first = barrier.tokens.take("first", "work", exempt=False)
+    waiting = threading.Thread(target=barrier.admit, args=[Task("second")])
+    waiting.start()
+    waiting.join(0.3)
+    assert waiting.is_alive()
+    sure[0] = False  # the process was stopped for long
+    barrier.tokens.release(first)
+    waiting.join(5)
+    assert not waiting.is_alive()
+    assert started == []
+    assert [one.id for one in barrier.held()] == ["second"]
+    sure[0] = True
+    barrier.let_go()
+    assert started == ["second"]
 
 
 def test_closed_drained_and_confirmed(store: Store, worker: Callable[..., Worker]) -> None:
@@ -522,6 +569,33 @@ def test_lock_is_held_once_and_a_dead_owner_is_taken_over(store: Store, redis_ur
     assert lock.owner(store) == "create"
     with lock.held(store, "restore"):
         assert lock.owner(store) == "restore"
+
+
+def test_dead_owners_lock_is_taken_over_by_one_of_two(store: Store, redis_url: str) -> None:
+    pid = os.fork()
+    if pid == 0:
+        with lock.held(Store(redis_url, store.keys.uuid), "create"):
+            os._exit(0)
+    os.waitpid(pid, 0)
+    late = Lossy(redis_url, store.keys.uuid)
+    with ExitStack() as stack:
+        late.meets = [lambda: (stack.enter_context(lock.held(store, "restore")), None)[1]]
+        with pytest.raises(LockHeld, match="restore runs"), lock.held(late, "prune"):
+            pass
+        assert lock.owner(store) == "restore"
+    late.close()
+
+
+def test_killed_requests_stand_in_no_line(store: Store) -> None:
+    now_ms = store.now_ms()
+    for request in ("killed", "mine", "waits"):
+        requests.wait_in_line(store, request, now_ms)
+    requests.wait_in_line(store, "later", now_ms + 1)
+    store.client.zadd(store.keys["seen"], {"killed": now_ms - 60_000})  # it said so a minute ago, and no more
+    assert requests.waiting_until(store, now_ms, beside="mine") == 1
+    requests.leave_line(store, "waits")
+    assert requests.waiting_until(store, now_ms, beside="mine") == 0
+    assert store.client.zrange(store.keys["waiting"], 0, -1) == ["mine", "later"]
 
 
 def test_redis_away_is_an_error_of_ours() -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from celery import Celery
 
 from tests.fixtures.client import wait_until
@@ -39,6 +40,21 @@ def test_celery_call_seals_a_checkpoint(
     result = client.AsyncResult(called.stdout.strip()).get(timeout=10)
     assert result["state"] == "sealed"
     assert result["id"] == sealed(lych)[0]["id"]
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent", "eventlet"])
+def test_coordinator_on_every_pool_seals_with_another_worker_beside_it(
+    pool: str, lych: Lych, workers: Workers, client: Celery
+) -> None:
+    assert lych("init").code == 0
+    workers.start("beside", wait=False)
+    workers.start("own", pool=pool, options=("-Q", "checkpoints"),
+                  environment={"LYCH_QUEUE": "checkpoints"})
+    wait_until(lambda: len(lych("status", "--json").json["workers"]) == 2)
+    result = client.send_task("checkpoint.create", queue="checkpoints").get(timeout=40)
+    assert result["state"] == "sealed"
+    assert result["workers"] == ["beside@local", "own@local"]
+    assert [one["id"] for one in sealed(lych)] == [result["id"]]
 
 
 def test_celery_command_creates_and_follows(
