@@ -18,7 +18,7 @@ from pathlib import Path
 from lych_checkpoint import progress
 from lych_checkpoint.drivers import kernel, trees
 from lych_checkpoint.drivers.cluster import writable_beside
-from lych_checkpoint.drivers.shelf import STALE, Shelf
+from lych_checkpoint.drivers.shelf import SLOTS, STALE, Shelf, is_outsiders
 from lych_checkpoint.errors import Damage
 
 _WRITE = stat.S_IWUSR | stat.S_IWGRP
@@ -69,13 +69,13 @@ class Clones(Shelf):
             trees.copy(live, shelf, name, _live, _LAST)
 
     def unfold(self, name: str, writable: str) -> Tree:
-        """Clone ``name`` writable, without the lock files that a running server left in it."""
+        """Clone ``name`` writable, without a running server's lock files and without others' slots."""
         with self.opened() as shelf:
             with (
                 kernel.directory(name, inside=shelf) as source,
                 progress.told("the copy", lambda: trees.held_bytes(writable, shelf), trees.size_bytes(source)),
             ):
-                trees.copy(source, shelf, writable, lambda path: path not in STALE, _LAST)
+                trees.copy(source, shelf, writable, _comes_back, _LAST)
             with kernel.directory(writable, inside=shelf) as made:
                 os.fchmod(made, stat.S_IMODE(os.fstat(made).st_mode) | stat.S_IWUSR)
                 kernel.sync(made)
@@ -176,6 +176,11 @@ def cut(segment: str, directory: int, at: int) -> None:
         os.ftruncate(opened, size)
     finally:
         os.close(opened)
+
+
+def _comes_back(path: str) -> bool:
+    head, _, rest = path.partition("/")
+    return path not in STALE and not (head == SLOTS and rest and "/" not in rest and is_outsiders(rest))
 
 
 def _live(path: str) -> bool:

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -98,20 +99,28 @@ def is_no_cow(descriptor: int) -> bool:
 
 
 def nested(top: Path) -> list[Path]:
-    """Return what below ``top`` a copy of its file system would lack: subvolumes and mounted file systems."""
-    device = top.stat().st_dev
-    found = []
+    """Return what below ``top`` a copy of its file system would lack: subvolumes, and all that is mounted there.
+
+    Also what is mounted from the same file system, and a single file: those have no device of their own.
+    """
+    device, above = top.stat().st_dev, os.fsencode(top) + b"/"
+    found = {Path(os.fsdecode(point)) for point in _mount_points() if point.startswith(above)}
     for root, names, _ in os.walk(top):
         for name in list(names):
             path = Path(root) / name
             with suppress(FileNotFoundError):
                 if path.stat(follow_symlinks=False).st_dev != device:
-                    found.append(path)
+                    found.add(path)
                     names.remove(name)
-    return found
+    return sorted(found)
 
 
 def is_mount_point(path: Path) -> bool:
     """Whether something is mounted right here. Device numbers prove nothing: every subvolume has its own."""
-    points = (line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
-    return os.fsencode(path) in {os.fsencode(point).decode("unicode_escape").encode("latin-1") for point in points}
+    return os.fsencode(path) in _mount_points()
+
+
+def _mount_points() -> set[bytes]:
+    lines = Path("/proc/self/mountinfo").read_bytes().rstrip(b"\n").split(b"\n")
+    # Blanks, ends of lines and backslashes in a name are written as three octal digits.
+    return {re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), line.split(b" ")[4]) for line in lines}

@@ -42,6 +42,7 @@ class PitrDriver(Aside[Clones]):
     """A base and WAL; a named point in the window; recovery to exactly that point, on exactly its timeline."""
 
     name = "pitr"
+    forks = True
 
     def __init__(self, ground: Ground) -> None:
         super().__init__(ground, Clones)
@@ -183,6 +184,8 @@ class PitrDriver(Aside[Clones]):
         """Whether the server came from that base, not too far, and kept its WAL, and all that we have is intact."""
         if not points.keeps(connection, known["base"]):
             return False
+        if known.get("links") != self._links:  # its WAL makes a tablespace whose place may be gone, or in use
+            return False
         archive, size = Archive(self._shelf()), backup.segment_bytes(connection)
         if archive.state(known["base"], known["segment"]) != known["state"]:
             return False
@@ -218,7 +221,8 @@ class PitrDriver(Aside[Clones]):
         until = backup.flushed(connection)
         size = backup.segment_bytes(connection)
         segment, length = backup.segments(connection, label, until)[-1], (until - 1) % size + 1
-        self._note({"base": base, "label": label, "bytes": held, "segment": segment, "length": length})
+        self._note({"base": base, "label": label, "bytes": held, "segment": segment, "length": length,
+                    "links": self._links})
         self._laying = ""
         archive.sweep(base)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -35,8 +36,16 @@ _PRIVATE = {
     "external_pid_file": "", "ssl": "off", "archive_mode": "off", "synchronous_standby_names": "",
     "shared_preload_libraries": "", "session_preload_libraries": "", "max_logical_replication_workers": "0",
     "autovacuum": "off", "shared_buffers": "128MB", "huge_pages": "off", "logging_collector": "off",
-    "log_destination": "stderr", "fsync": "on", "restart_after_crash": "off",
+    "log_destination": "stderr", "lc_messages": "C", "fsync": "on", "restart_after_crash": "off",
 }
+#: What a program says that found no memory, disk, descriptor or process; or the kernel took it away for its memory.
+_STARVED = (*(os.strerror(number) for number in (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE,
+                                                 errno.EAGAIN)), "out of memory", "was terminated by signal 9")
+
+
+def starved(text: str) -> bool:
+    """Whether that is what a program says which the machine gave too little."""
+    return any(words in text for words in _STARVED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,10 +188,11 @@ class Postmaster:
             if self._runs():  # a pg_ctl that outlived its killed parent was faster
                 self._wait_until_ready()
                 return
-            lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+            text = log.read_text(errors="replace") if log.exists() else ""
+            lines = text.splitlines()
             lines = ([line for line in lines if "FATAL" in line] or lines)[-3:]
             raise Refused(f"the server does not start: {' | '.join(lines) or error.what}", str(self.pgdata),
-                          f"read {log}", "server-does-not-start") from error
+                          f"read {log}", "server-starved" if starved(text) else "server-does-not-start") from error
 
     def _signal(self, number: int) -> None:
         """Tell the postmaster. Not through pg_ctl: one that outlives us would stop what runs here later."""

@@ -19,6 +19,8 @@ from lych_checkpoint.process import Owner
 
 #: What a running server leaves in PGDATA and a copy must not start with.
 STALE = ("postmaster.pid", "postmaster.opts")
+#: Where the server keeps its replication slots, each a directory.
+SLOTS = "pg_replslot"
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -35,7 +37,7 @@ def copying(shelf: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            raise Refused("there was no room left for the copy", str(shelf), "make room, then create again",
+            raise Refused("there was no room left for the copy", str(shelf), "make room, then try again",
                           "no-room") from error
         name = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
         raise Refused(f"the copy could not be made: {error.strerror}{name}", str(shelf), "lych-checkpoint doctor",
@@ -89,7 +91,7 @@ class Shelf(ABC):
 
     @abstractmethod
     def unfold(self, name: str, writable: str) -> Kept:
-        """Copy ``name`` writable, without the lock files that a running server left in it."""
+        """Copy ``name`` writable, without a running server's lock files and without others' slots."""
 
     @abstractmethod
     def close(self, name: str, *, read_only: bool) -> Kept:
@@ -98,6 +100,12 @@ class Shelf(ABC):
     @abstractmethod
     def remove(self, name: str) -> None:
         """Remove the copy ``name``; gone already is gone."""
+
+    def links(self) -> str:
+        """Return what every tablespace that comes or goes changes, also one that has gone again."""
+        with kernel.directory(self.pgdata) as top:
+            found = os.stat("pg_tblspc", dir_fd=top, follow_symlinks=False)
+        return f"{found.st_ino} {found.st_mtime_ns}"
 
     def swap(self, name: str) -> None:
         """Exchange PGDATA and ``name``; durable when it returns."""
@@ -157,6 +165,11 @@ class Shelf(ABC):
             if stat.st_mode & 0o077 or stat.st_uid not in (0, os.geteuid(), Owner.of(self.pgdata).uid):
                 raise Refused("others may write here", str(self.path), f"chmod 0700 {self.path}", "open-shelf")
             yield shelf
+
+
+def is_outsiders(slot: str) -> bool:
+    """Whether a replication slot is not ours: what reads from it has gone on, and must find that the slot went."""
+    return not slot.startswith("lych_")
 
 
 def evidence_of(shelf: Shelf, name: str) -> Evidence:
