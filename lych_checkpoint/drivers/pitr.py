@@ -72,6 +72,8 @@ class PitrDriver(Aside[Clones]):
         """Make sure of a base, and connect for the window."""
         shelf = self._shelf()
         shelf.make()
+        # To the end of `_finish`: another federation on this cluster would sweep a base that has no point yet.
+        self._stack.enter_context(shelf.alone())
         self._begin(checkpoint)  # before the base, whose slot would keep all WAL for ever
         connection = self._connection = self._stack.enter_context(connect(self._ground.url))
         with speaking(connection):
@@ -101,7 +103,7 @@ class PitrDriver(Aside[Clones]):
         archive = Archive(shelf)
         known = shelf.noted("base")
         if known is None:
-            raise RuntimeError("prepare made no base")
+            raise Refused("the note of the base is gone", str(shelf.path), "create again", "no-base")
         with speaking(connection):
             quiet.flush(connection)
             size = backup.segment_bytes(connection)
@@ -121,13 +123,13 @@ class PitrDriver(Aside[Clones]):
 
     def abort(self) -> None:
         """Remove what was begun: the point, or the base. A base that was done is kept for the next try."""
-        self._stack.close()
-        if self._laying:
-            with suppress(CheckpointError), connect(self._ground.url) as connection, speaking(connection):
-                points.drop_others(connection, ())
-            Archive(self._shelf()).remove_base(self._laying)
-            self._laying = ""
-        super().abort()
+        with self._stack:
+            if self._laying:
+                with suppress(CheckpointError), connect(self._ground.url) as connection, speaking(connection):
+                    points.drop_others(connection, ())
+                Archive(self._shelf()).remove_base(self._laying)
+                self._laying = ""
+            super().abort()
 
     def verify(self, evidence: Evidence, folder: Path, *, deep: bool = False) -> list[str]:
         """Compare the identity of the point, its base and its WAL; with ``deep`` recover it and check every page."""
@@ -165,12 +167,13 @@ class PitrDriver(Aside[Clones]):
         """Remove a checkpoint's point, and its base when no other point needs that: WAL is then kept no longer."""
         super().discard(evidence)
         shelf = self._shelf_of(evidence)
-        left = Archive(shelf).sweep("")
-        known = shelf.noted("base")
-        if known is not None and known["base"] not in left:
-            shelf.forget("base")
-            with suppress(CheckpointError), connect(self._ground.url) as connection, speaking(connection):
-                points.drop_others(connection, left)
+        with shelf.alone():
+            left = Archive(shelf).sweep("")
+            known = shelf.noted("base")
+            if known is not None and known["base"] not in left:
+                shelf.forget("base")
+                with suppress(CheckpointError), connect(self._ground.url) as connection, speaking(connection):
+                    points.drop_others(connection, left)
 
     def _warnings(self, server: Server) -> list[str]:
         warnings = super()._warnings(server)
@@ -201,11 +204,13 @@ class PitrDriver(Aside[Clones]):
         """Remove a point, and the base that was laid for it unless it was done and serves others."""
         super()._remove(checkpoint)
         shelf, base = self._shelf(), _base_of(checkpoint)
-        archive, known = Archive(shelf), shelf.noted("base")
-        if (known is None or known["base"] != base) and not archive.is_needed(base):
-            with connect(self._ground.url) as connection, speaking(connection):
-                points.drop(connection, base)
-            archive.remove_base(base)
+        archive = Archive(shelf)
+        with shelf.alone():
+            known = shelf.noted("base")
+            if (known is None or known["base"] != base) and not archive.is_needed(base):
+                with connect(self._ground.url) as connection, speaking(connection):
+                    points.drop(connection, base)
+                archive.remove_base(base)
 
     def _lay_base(self, connection: Connection, base: str) -> None:
         archive = Archive(self._shelf())

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -178,6 +179,23 @@ def test_a_failed_create_keeps_the_base_for_the_next(place: Place) -> None:
     assert place.bases() == made
     assert [path.name for path in place.shelf.glob("failed*")] == []
     assert place.soul().verify(facts, place.into, deep=True) == []
+
+
+def test_another_federation_sweeps_no_base_that_has_no_point_yet(place: Place) -> None:
+    theirs = place.captured()
+    (place.shelf / "base.json").unlink()  # so that the next one lays a base of its own
+    place.say("ours")
+    with place.soul().capturing("ours", place.into) as capture:
+        sweep = threading.Thread(target=lambda: place.soul().discard(theirs))
+        sweep.start()
+        sweep.join(1)
+        capture.begin()
+        capture.take()
+        capture.end()
+        facts = capture.finish()
+    sweep.join()
+    assert place.soul().verify(facts, place.into, deep=True) == []
+    assert len(place.bases()) == 1
 
 
 def test_wal_that_the_server_dropped_makes_a_new_base(place: Place) -> None:
