@@ -17,7 +17,7 @@ from lych_checkpoint.database import connect, host_and_name, losses, speaking
 from lych_checkpoint.database.address import is_local
 from lych_checkpoint.database.server import Server, describe, system_identifier
 from lych_checkpoint.drivers import claims, kernel, pages
-from lych_checkpoint.drivers.base import Evidence, Ground
+from lych_checkpoint.drivers.base import Evidence, Ground, Unfit
 from lych_checkpoint.drivers.cluster import major_of, unfit
 from lych_checkpoint.drivers.postmaster import Postmaster
 from lych_checkpoint.drivers.programs import need
@@ -43,7 +43,7 @@ class Aside(ABC, Generic[S]):
         self._claim: claims.Claim | None = None
 
     @abstractmethod
-    def no_place(self, pgdata: Path) -> str | None:
+    def no_place(self, pgdata: Path) -> Unfit | None:
         """Return None, or why this driver cannot copy ``pgdata`` where it stands."""
 
     # The steps of a driver: `_ready` calls `_begin` before it makes anything of the checkpoint's own.
@@ -93,15 +93,15 @@ class Aside(ABC, Generic[S]):
         """Make a writable copy of ``name``, on which a server can recover."""
         return shelf.unfold(name, writable)
 
-    def probe(self) -> str | None:
+    def probe(self) -> Unfit | None:
         """Return None, or why this cluster cannot be captured as files. Raises Away if the server is not there."""
         with connect(self._ground.url) as connection, speaking(connection):
             server, identifier = describe(connection), system_identifier(connection)
         if not is_local(self._ground.url):
-            return "the server is on another machine"
+            return Unfit("the server is on another machine", "LYCH_DRIVER=dump, or run it on that machine")
         pgdata = self._ground.pgdata or (Path(server.data_directory) if server.data_directory else None)
         if pgdata is None:
-            return f"role {server.role} may not see data_directory: set LYCH_PGDATA"
+            return Unfit(f"role {server.role} may not see data_directory", "set LYCH_PGDATA")
         return unfit(server, identifier, pgdata.resolve(), self._ground.pg_bin, self.no_place)
 
     def preflight(self) -> list[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from lych_checkpoint import progress
 from lych_checkpoint.drivers import kernel, trees
+from lych_checkpoint.drivers.base import Unfit
 from lych_checkpoint.drivers.cluster import writable_beside
 from lych_checkpoint.drivers.shelf import SLOTS, STALE, Shelf, is_outsiders
 from lych_checkpoint.errors import Damage
@@ -134,14 +135,15 @@ class Clones(Shelf):
                 shutil.rmtree(name, dir_fd=shelf)
 
 
-def no_place(pgdata: Path) -> str | None:
+def no_place(pgdata: Path) -> Unfit | None:
     """Return None, or why no copy beside ``pgdata`` can be exchanged with it."""
     if kernel.is_mount_point(pgdata):
-        return f"{pgdata} is a mount point, which cannot be exchanged: put PGDATA one directory below it"
+        return Unfit(f"{pgdata} is a mount point, which cannot be exchanged",
+                     f"stop the server, and move PGDATA one directory below it, to {pgdata / 'data'}")
     return writable_beside(pgdata)
 
 
-def unclonable(pgdata: Path) -> str | None:
+def unclonable(pgdata: Path) -> Unfit | None:
     """Return None, or why files of ``pgdata`` cannot be cloned to beside it. Raises OSError."""
     with kernel.directory(pgdata) as top, kernel.directory(pgdata.parent) as parent:
         kernel.identity(top)
@@ -154,10 +156,13 @@ def unclonable(pgdata: Path) -> str | None:
                 os.close(made)
         except OSError as error:
             if error.errno == errno.EXDEV:
-                return f"{pgdata.parent} is not on the same file system as {pgdata}"
+                return Unfit(f"{pgdata.parent} is not on the same file system as {pgdata}",
+                             f"stop the server, and move PGDATA one directory below, to {pgdata / 'data'}")
             if error.errno == errno.EINVAL:
-                return f"{pgdata} and {pgdata.parent} differ in +C, between which nothing can be cloned"
-            return f"{pgdata}: this file system cannot clone files ({error.strerror}): use XFS made with -m reflink=1"
+                return Unfit(f"{pgdata} and {pgdata.parent} differ in +C, between which nothing can be cloned",
+                             f"chattr {'+' if kernel.is_no_cow(top) else '-'}C {pgdata.parent}")
+            return Unfit(f"{pgdata}: this file system cannot clone files ({error.strerror})",
+                         "use XFS made with -m reflink=1; or LYCH_DRIVER=pitr or dump")
         finally:
             os.close(source)
     return None

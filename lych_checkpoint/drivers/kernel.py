@@ -20,6 +20,7 @@ _FICLONE = 0x40049409
 _GETVERSION = 0x80087601
 _FIEMAP = 0xC020660B
 _GETFLAGS = 0x80086601
+_SETFLAGS = 0x40086602
 _NO_COW = 0x00800000
 #: start, length, flags, mapped extents (answer), extents that there is room for, reserved.
 _FIEMAP_ARGS = struct.Struct("=QQIIII")
@@ -93,9 +94,12 @@ def extents(descriptor: int) -> int:
 
 def is_no_cow(descriptor: int) -> bool:
     """Whether new files here are written in place (`chattr +C`)."""
-    answer = bytearray(8)
-    fcntl.ioctl(descriptor, _GETFLAGS, answer)
-    return bool(struct.unpack("=Q", answer)[0] & _NO_COW)
+    return bool(_flags(descriptor) & _NO_COW)
+
+
+def set_no_cow(descriptor: int) -> None:
+    """Let new files here be written in place (`chattr +C`)."""
+    fcntl.ioctl(descriptor, _SETFLAGS, struct.pack("=Q", _flags(descriptor) | _NO_COW))
 
 
 def nested(top: Path) -> list[Path]:
@@ -118,6 +122,12 @@ def nested(top: Path) -> list[Path]:
 def is_mount_point(path: Path) -> bool:
     """Whether something is mounted right here. Device numbers prove nothing: every subvolume has its own."""
     return os.fsencode(path) in _mount_points()
+
+
+def _flags(descriptor: int) -> int:
+    answer = bytearray(8)  # the kernel writes four bytes, whatever the call's number says
+    fcntl.ioctl(descriptor, _GETFLAGS, answer)
+    return int(struct.unpack("=Q", answer)[0])
 
 
 def _mount_points() -> set[bytes]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import shutil
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,11 @@ from lych_checkpoint.database.server import Server
 from lych_checkpoint.drivers import kernel
 from lych_checkpoint.drivers.archive import Archive, Point
 from lych_checkpoint.drivers.aside import Aside
-from lych_checkpoint.drivers.base import Evidence, Ground
+from lych_checkpoint.drivers.base import Evidence, Ground, Unfit
 from lych_checkpoint.drivers.clones import Clones, Tree, no_place, unclonable
 from lych_checkpoint.drivers.shelf import evidence_of
 from lych_checkpoint.errors import CheckpointError, Refused
 
-#: A backup begins a new WAL segment, and the slot keeps those of the drain.
-_ROOM_BYTES = 256 << 20
 #: A base is not made anew for less WAL than this.
 _FEW_BYTES = 1 << 30
 #: A point's name has 63 at most.
@@ -52,21 +49,24 @@ class PitrDriver(Aside[Clones]):
         self._target = ""
         self._instant = 0
 
-    def no_place(self, pgdata: Path) -> str | None:
+    def no_place(self, pgdata: Path) -> Unfit | None:
         """Return None, or why copies beside ``pgdata`` cannot be told apart or exchanged with it."""
         with kernel.directory(pgdata) as top:
             kernel.identity(top)
         if pgdata.stat().st_dev != pgdata.parent.stat().st_dev:
-            return f"{pgdata.parent} is not on the same file system as {pgdata}: LYCH_DRIVER=btrfs for a subvolume"
+            return Unfit(f"{pgdata.parent} is not on the same file system as {pgdata}",
+                         "LYCH_DRIVER=btrfs for a subvolume; else stop the server, and move PGDATA to "
+                         f"{pgdata / 'data'}")
         return no_place(pgdata)
 
-    def probe(self) -> str | None:
+    def probe(self) -> Unfit | None:
         """Return None, or why this cluster cannot be captured so. Raises Away if the server is not there."""
-        reason = super().probe()
-        if reason is not None:
-            return reason
+        unfit = super().probe()
+        if unfit is not None:
+            return unfit
         with connect(self._ground.url) as connection, speaking(connection):
-            return backup.unable(connection) or points.unable(connection)
+            unable = backup.unable(connection) or points.unable(connection)
+        return Unfit(*unable) if unable else None
 
     def _ready(self, checkpoint: str) -> None:
         """Make sure of a base, and connect for the window."""
@@ -81,7 +81,7 @@ class PitrDriver(Aside[Clones]):
             known = shelf.noted("base")
             if known is None or not self._goes_on(connection, known):
                 self._lay_base(connection, _base_of(checkpoint))
-            self._need_room(0)
+            shelf.need_room()
             points.name_point(connection, "lych-checkpoint")  # once, so that the server has it warm in the window
         # The first of two points of one name would win.
         self._target = f"lych-{checkpoint[:_NAME_CHARACTERS]}-{secrets.token_hex(8)}"
@@ -145,7 +145,7 @@ class PitrDriver(Aside[Clones]):
     def stage(self, evidence: Evidence, folder: Path, ticket: str) -> Evidence:
         """Refuse before anything is copied if it would not fit. What an earlier try left is made anew."""
         shelf = self._shelf_of(evidence)
-        self._need_room(Archive(shelf).bytes_of(str(evidence["snapshot"])))
+        shelf.need_room(Archive(shelf).bytes_of(str(evidence["snapshot"])) if unclonable(shelf.pgdata) else 0)
         return super().stage(evidence, folder, ticket)
 
     def generation(self, shelf: Clones, name: str) -> int:
@@ -213,8 +213,9 @@ class PitrDriver(Aside[Clones]):
                 archive.remove_base(base)
 
     def _lay_base(self, connection: Connection, base: str) -> None:
-        archive = Archive(self._shelf())
-        self._need_room(archive.live_bytes())
+        shelf = self._shelf()
+        archive = Archive(shelf)
+        shelf.need_room(archive.live_bytes() if unclonable(shelf.pgdata) else 0)
         points.drop_others(connection, ())
         self._laying = base
         points.keep(connection, base)
@@ -236,13 +237,6 @@ class PitrDriver(Aside[Clones]):
         archive = Archive(shelf)
         shelf.note("base", {**known, "digest": archive.digest(segment, int(known["length"])),
                             "state": archive.state(str(known["base"]), segment)})
-
-    def _need_room(self, copied_bytes: int) -> None:
-        shelf = self._shelf()
-        wanted = _ROOM_BYTES + (copied_bytes if unclonable(shelf.pgdata) else 0)
-        if shutil.disk_usage(shelf.pgdata).free < wanted:
-            raise Refused(f"less than {wanted >> 20} MB are free, and the server dies if its WAL finds no room",
-                          str(shelf.pgdata), "make room", "no-room")
 
     def _session(self) -> Connection:
         if self._connection is None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
 import shlex
 import shutil
 import signal
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -25,6 +27,8 @@ _STOP_S = 120
 _START_S = 3600
 _DIE_S = 30.0
 _PORT = 5432
+#: How a start names the lock file beside a socket; its second line is a PGDATA.
+_SOCKET_LOCK = re.compile(r"/[^\n\"]*\.s\.PGSQL\.\d+\.lock")
 #: What becomes a server, and what its command line then says beside PGDATA: pg_ctl, its shell, the server.
 _STARTERS = {b"pg_ctl": b"", b"sh": b"\0-c\0exec ", b"postgres": b""}
 #: The line of postmaster.pid, from 0, that says `ready`.
@@ -106,7 +110,7 @@ class Postmaster:
         return found
 
     def stop(self) -> None:
-        """Stop the server and prove that no process of it is left.
+        """Stop the server, prove that no process of it is left, and sweep what its private ones left.
 
         Raises:
             Refused: it does not stop (code ``server-runs``).
@@ -124,6 +128,10 @@ class Postmaster:
                 run(self._command("stop"), timeout_s=_STOP_S)
                 patience_s, told = time.monotonic() - began_s + _DIE_S, True
             time.sleep(0.01)
+        for home in Path("/tmp").glob(f"{self._home}*"):  # noqa: S108 - of private servers that were killed
+            found = home.lstat()
+            if stat.S_ISDIR(found.st_mode) and found.st_uid in (0, self.owner.uid):
+                shutil.rmtree(home, ignore_errors=True)
 
     def start(self, log: Path) -> None:
         """Start the server if it does not run, and return when it takes connections.
@@ -151,7 +159,7 @@ class Postmaster:
             settings: of the server, such as where its recovery ends; in this order.
         """
         self.stop()
-        home = Path(tempfile.mkdtemp(prefix="lych-", dir="/tmp"))
+        home = Path(tempfile.mkdtemp(prefix=self._home, dir="/tmp"))
         try:
             (home / "hba").write_text("local all all trust\n")
             (home / "ident").touch()
@@ -176,7 +184,37 @@ class Postmaster:
         finally:
             shutil.rmtree(home, ignore_errors=True)
 
+    @property
+    def _home(self) -> str:
+        """How the directories of private servers on this PGDATA begin: whoever comes after a kill finds them."""
+        return f"lych-{hashlib.sha256(os.fsencode(self.pgdata)).hexdigest()[:12]}-"
+
     def _start(self, log: Path, options: dict[str, str]) -> None:
+        begin = log.stat().st_size if log.exists() else 0
+        try:
+            self._try_to_start(log, options)
+        except Refused:
+            if not self._unlock(log.read_bytes()[begin:].decode(errors="replace") if log.exists() else ""):
+                raise
+            self._try_to_start(log, options)
+
+    def _unlock(self, said: str) -> bool:
+        """Take away the lock files that a start ran into, if they are of a server on this PGDATA: it is dead.
+
+        The server itself goes by the process alone: one that nobody reaped, as in a container without an init, or
+        another of the same user under its number, would keep it out for ever.
+        """
+        paths = [Path(found) for found in _SOCKET_LOCK.findall(said)]
+        taken = False
+        for path in [*paths, self.pgdata / "postmaster.pid"] if "postmaster.pid" in said else paths:
+            with suppress(OSError, IndexError):
+                lock = path.read_text().splitlines()
+                if Path(lock[1]).resolve() == self.pgdata and not {*self.users(), *self.starting()}:
+                    path.unlink()
+                    taken = True
+        return taken
+
+    def _try_to_start(self, log: Path, options: dict[str, str]) -> None:
         text = shlex.join([part for name, value in options.items() for part in ("-c", f"{name}={value}")])
         try:
             # It must not go on when this process is killed: whoever comes next has to see what was begun.

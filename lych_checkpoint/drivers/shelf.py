@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +23,7 @@ from lych_checkpoint.process import Owner
 STALE = ("postmaster.pid", "postmaster.opts")
 #: Where the server keeps its replication slots, each a directory.
 SLOTS = "pg_replslot"
-
-
+_ROOM_BYTES = 256 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -101,6 +101,22 @@ class Shelf(ABC):
     @abstractmethod
     def remove(self, name: str) -> None:
         """Remove the copy ``name``; gone already is gone."""
+
+    def need_room(self, copied_bytes: int = 0) -> None:
+        """Refuse where a copy would leave the server too little: it dies if its WAL finds no room.
+
+        A backup begins a new segment and keeps those of the drain; what a copy shares takes room once it is written.
+
+        Args:
+            copied_bytes: what the copy itself takes.
+
+        Raises:
+            Refused: there is too little (code ``no-room``).
+        """
+        wanted = _ROOM_BYTES + copied_bytes
+        if shutil.disk_usage(self.pgdata).free < wanted:
+            raise Refused(f"less than {wanted >> 20} MB are free, and the server dies if its WAL finds no room",
+                          str(self.pgdata), "make room", "no-room")
 
     def links(self) -> str:
         """Return what every tablespace that comes or goes changes, also one that has gone again."""

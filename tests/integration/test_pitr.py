@@ -312,7 +312,7 @@ def test_each_missing_right_is_said_with_the_command_that_gives_it(place: Place)
         for _ in range(3):
             reason = dict(Soul.reports(keeper))["pitr"]
             assert reason is not None
-            command = reason.partition(": ")[2]
+            command = reason.mend
             assert command.startswith(("GRANT", "ALTER ROLE keeper REPLICATION"))
             rows(connection, command)  # type: ignore[arg-type]
     assert dict(Soul.reports(keeper))["pitr"] is None

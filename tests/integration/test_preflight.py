@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -17,11 +18,12 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from lych_checkpoint.database import connect, rows
-from lych_checkpoint.drivers.base import Ground
+from lych_checkpoint.drivers.base import Ground, Unfit
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.soul import Soul
 from ops.servers.filesystems import make_pgdata_subvolume
 from ops.servers.postgres import PostgresNode
+from tests.fixtures.children import in_child
 from tests.fixtures.client import wait_until
 from tests.fixtures.lacking import need_root
 
@@ -45,8 +47,9 @@ class Place:
     def soul(self, writers: Any = "refuse") -> Soul:
         return Soul.open(self.ground, self.driver, writers)
 
-    def reason(self, **changed: Any) -> str:
-        return str(dict(Soul.reports(replace(self.ground, **changed)))[self.driver])
+    def unfit(self, **changed: Any) -> Unfit | None:
+        """Return what the driver's probe says, with other settings."""
+        return dict(Soul.reports(replace(self.ground, **changed)))[self.driver]
 
     def say(self, *statements: str) -> None:
         with connect(self.url) as connection:
@@ -137,12 +140,6 @@ def test_rows_that_a_policy_hides_are_no_proof_that_there_are_none(place: Place)
         assert "row-level security" in str(blind.refusal())
     finally:
         place.say("DROP OWNED BY blind; DROP ROLE blind")
-
-
-def test_a_tablespace_is_refused(place: Place) -> None:
-    with tablespace(place):
-        assert "tablespace" in place.reason()
-        assert place.reason() != "None"
 
 
 def test_a_tablespace_that_came_and_went_is_in_no_copys_wal(place: Place, tmp_path: Path) -> None:
@@ -256,3 +253,153 @@ def test_what_is_mounted_in_pgdata_from_the_same_file_system_is_refused(place: P
         for path in (inside, beside):
             path.rmdir() if what == "directory" else path.unlink()
     place.soul().preflight()
+
+
+# What makes a driver unfit: each reason comes with what mends it, and is gone when that was done.
+
+
+@contextmanager
+def _moved_out(place: Place, name: str) -> Iterator[None]:
+    """Have a symlink in place of a directory, while the server stands still."""
+    inside, outside = place.node.pgdata / name, place.node.pgdata.parent / f"outside {name}"
+    place.node.stop()
+    subprocess.run(["mv", inside, outside], check=True)  # it keeps owners, across subvolumes too
+    inside.symlink_to(outside)
+    try:
+        place.node.start()
+        yield
+    finally:
+        place.node.stop()
+        inside.unlink()
+        subprocess.run(["mv", outside, inside], check=True)
+        place.node.start()
+
+
+@contextmanager
+def _unchecked(place: Place) -> Iterator[None]:
+    place.node.stop()
+    owner = {"user": place.node.owner.uid, "group": place.node.owner.gid, "extra_groups": []} if _root() else {}
+
+    def checksums(word: str) -> None:
+        subprocess.run([place.node.pg_bin / "pg_checksums", word, "-N", "-D", place.node.pgdata], check=True, cwd="/",
+                       stdout=subprocess.DEVNULL, **owner)
+
+    checksums("--disable")
+    place.node.start()
+    try:
+        yield
+    finally:
+        place.node.stop()
+        checksums("--enable")
+        place.node.start()
+
+
+@contextmanager
+def _standby(place: Place) -> Iterator[None]:
+    signal = place.node.pgdata / "standby.signal"
+    place.node.stop()
+    signal.touch()
+    try:
+        place.node.start()
+        yield
+    finally:
+        place.node.stop()
+        signal.unlink()
+        place.node.start()
+
+
+def _root() -> bool:
+    return os.geteuid() == 0
+
+
+@pytest.mark.parametrize(("state", "what", "mend"), [
+    (lambda place: _moved_out(place, "pg_wal"), "pg_wal lies outside", "move it back"),
+    (tablespace, "the tablespace .* lies outside", "SET TABLESPACE pg_default"),
+    (_unchecked, "checksums are off", "pg_checksums --enable"),
+    (_standby, "is a standby", "primary"),
+], ids=["pg_wal", "tablespace", "checksums", "standby"])
+def test_a_state_of_the_cluster_that_does_not_do_is_told_with_what_mends_it(
+    place: Place, state: Callable[[Place], Any], what: str, mend: str
+) -> None:
+    assert place.unfit() is None
+    with state(place):
+        unfit = place.unfit()
+        assert unfit is not None
+        assert re.search(what, unfit.what)
+        assert mend in unfit.mend
+        with pytest.raises(Refused) as caught:
+            place.soul()
+        assert (caught.value.code, caught.value.mend) == ("driver-unavailable", unfit.mend)
+    assert place.unfit() is None
+
+
+def test_a_setting_that_does_not_do_is_told_with_what_mends_it(place: Place, tmp_path: Path) -> None:
+    place.say("DROP ROLE IF EXISTS stranger", "CREATE ROLE stranger LOGIN PASSWORD 'x'")
+    stranger = make_conninfo(place.url, user="stranger", password="x")
+    for changed, what, mend in (
+        ({"url": make_conninfo(place.url, host="0.0.0.0")}, "on another machine", "LYCH_DRIVER=dump"),
+        ({"pgdata": tmp_path}, "is on no|not on the same|belongs to|PG_VERSION", ""),
+        ({"pgdata": place.node.pgdata / "missing"}, "No such file", "LYCH_PGDATA"),
+        ({"pg_bin": tmp_path}, "pg_ctl was not found", "LYCH_PG_BIN"),
+        ({"url": stranger, "pgdata": None}, "may not see data_directory", "LYCH_PGDATA"),
+        ({"url": stranger}, "may not run CHECKPOINT", "GRANT pg_checkpoint TO stranger"),
+    ):
+        unfit = place.unfit(**changed)
+        assert unfit is not None, changed
+        assert re.search(what, unfit.what), (changed, unfit)
+        assert unfit.mend
+        assert mend in unfit.mend
+
+
+def test_a_disk_that_does_not_do_is_told_with_what_to_use(btrfs: Path, ext4: Path) -> None:
+    """Each driver on a cluster that stands where it cannot work: no Btrfs, no subvolume, no clones."""
+    for disk, unfit_here in ((btrfs, {"btrfs": "no subvolume of its own"}),
+                             (ext4, {"btrfs": "on no Btrfs", "reflink": "cannot clone files"})):
+        directory = disk / "no place"
+        directory.mkdir(mode=0o711)
+        with PostgresNode.start_new(directory) as node:
+            reports = dict(Soul.reports(Ground(url=node.url(), pgdata=node.pgdata, pg_bin=node.pg_bin)))
+        for driver, what in unfit_here.items():
+            unfit = reports[driver]
+            assert unfit is not None
+            assert what in unfit.what
+            assert unfit.mend, unfit
+        if disk == btrfs:
+            assert "init --pgdata" in str(reports["btrfs"])
+
+
+def test_pgdata_that_is_a_mount_point_is_told_with_the_place_below_it(place: Place) -> None:
+    need_root()
+    subprocess.run(["mount", "--bind", place.node.pgdata, place.node.pgdata], check=True)
+    try:
+        unfit = place.unfit()
+        assert unfit is not None
+        assert "mount point" in unfit.what
+        assert str(place.node.pgdata / "data") in unfit.mend
+    finally:
+        subprocess.run(["umount", place.node.pgdata], check=True)
+
+
+def test_a_user_who_is_not_the_owner_is_told_of_the_helper(place: Place) -> None:
+    need_root()
+
+    def tell() -> None:
+        raise RuntimeError(str(place.unfit()))
+
+    said = str(in_child(tell, uid=23456))
+    assert "LYCH_HELPER" in said or "cannot be looked at" in said, said
+
+
+@pytest.mark.parametrize("node", ["btrfs"], indirect=True)
+def test_a_nested_subvolume_is_refused_and_a_missing_no_cow_named(place: Place) -> None:
+    inner = place.node.pgdata / "base" / "inner"
+    make_pgdata_subvolume(inner)
+    try:
+        assert place.refusal().code == "nested-subvolume"
+    finally:
+        inner.rmdir()
+    subprocess.run(["chattr", "-C", place.node.pgdata], check=True)
+    try:
+        assert any("+C" in one for one in place.soul().preflight())
+    finally:
+        subprocess.run(["chattr", "+C", place.node.pgdata], check=True)
