@@ -61,9 +61,10 @@ class Capture:
         watch, flush = connected("watch"), connected("flush")
         fence = connected("fence") if writers == "fence" else None
         with speaking(watch):
-            # Planned here and never in the window: the views of sessions and locks take longer to plan than to read.
-            watch.prepare_threshold = 0
-            rows(watch, "SET plan_cache_mode TO force_generic_plan")
+            if driver.name in HELPED:  # which work beside their server, and not through a pooler that knows no plans
+                # Planned here and not in the window: to plan the views of sessions takes longer than to read them.
+                watch.prepare_threshold = 0
+                rows(watch, "SET plan_cache_mode TO force_generic_plan")
             rows(watch, "SET lock_timeout TO '1s'")  # who locks a table, with ``note``, must not hold the freeze
             quiet.flush(flush)
             quiet.look(watch)

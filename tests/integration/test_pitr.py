@@ -8,7 +8,6 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from lych_checkpoint.manifest import SoulFacts
 from lych_checkpoint.soul import Soul
 from ops.contract import data as soul_data
 from ops.servers.postgres import PostgresNode
+from tests.fixtures.filesystems import fill_disk
 from tests.fixtures.lacking import lacks
 from tests.fixtures.workers import Lych
 from tests.integration.test_create_and_restore import body_digest, change_everything, fill, soul_digest
@@ -292,7 +292,7 @@ def test_a_disk_that_fills_in_a_capture_seals_nothing_and_the_next_one_does(plac
             capture.begin()
             capture.take()
             capture.end()
-            _fill(filler, leave_bytes=4 << 20)
+            fill_disk(filler, leave_bytes=4 << 20)
             capture.finish()
     finally:
         filler.unlink()
@@ -347,16 +347,6 @@ def test_the_verbs_bring_back_the_pair_and_undo_it(
             assert _both(federation_root, url) == first
         assert lych("verify", "again").code == 0
         assert lych("gate").code == 0
-
-
-def _fill(filler: Path, leave_bytes: int) -> None:
-    """Fill a disk but for so many bytes, those too that root alone may have; how many there are nothing says."""
-    with filler.open("wb") as file:
-        for step_bytes in (64 << 20, 1 << 20):
-            with suppress(OSError):
-                while True:
-                    os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), step_bytes)
-        file.truncate(file.seek(0, os.SEEK_END) - leave_bytes)
 
 
 def _both(root: Path, url: str) -> tuple[object, object]:

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -253,6 +254,19 @@ def test_what_is_mounted_in_pgdata_from_the_same_file_system_is_refused(place: P
         for path in (inside, beside):
             path.rmdir() if what == "directory" else path.unlink()
     place.soul().preflight()
+
+
+def test_two_may_check_the_same_copy_at_once(place: Place, tmp_path: Path) -> None:
+    soul = place.soul()
+    with soul.capturing("c", tmp_path / "soul") as capture:
+        capture.begin()
+        capture.take()
+        capture.end()
+        facts = capture.finish()
+    with ThreadPoolExecutor(2) as pool:
+        said = [pool.submit(lambda: place.soul().verify(facts, tmp_path / "soul", deep=True)) for _ in range(2)]
+        assert [one.result() for one in said] == [[], []]
+    soul.discard(facts)
 
 
 # What makes a driver unfit: each reason comes with what mends it, and is gone when that was done.
