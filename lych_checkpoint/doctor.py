@@ -103,9 +103,11 @@ def _database(federation: Federation) -> Iterator[Finding]:
 
 def _drivers(federation: Federation) -> Iterator[Finding]:
     settings = federation.settings
-    reports = Soul.reports(federation.ground(), settings.helper)
-    for name, reason in reports:
-        yield Finding(check="drivers", state=WARNING if reason else OK, what=f"{name}: {reason or 'usable'}")
+    for name, unfit in Soul.reports(federation.ground(), settings.helper):
+        if unfit is None:
+            yield Finding(check="drivers", state=OK, what=f"{name}: usable")
+        else:
+            yield Finding(check="drivers", state=WARNING, what=f"{name}: {unfit.what}", mend=unfit.mend)
     soul = Soul.open(federation.ground(), settings.driver, settings.writers, settings.helper)
     yield Finding(check="drivers", state=OK, what=f"{settings.driver} takes {soul.driver.name}")
     begun = Soul.begun(federation.ground(), settings.helper)

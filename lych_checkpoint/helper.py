@@ -16,7 +16,7 @@ import stat
 import sys
 import tomllib
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -76,7 +76,7 @@ class Helper:
         self._open: Driver | None = None
         self._finished = self._heard = False
         self._verbs: dict[str, Callable[[dict[str, Any]], Any]] = {
-            "probe": lambda asked: self._driver(asked).probe(),
+            "probe": lambda asked: _unfit(self._driver(asked)),
             "preflight": lambda asked: self._driver(asked).preflight(),
             "prepare": self._prepare,
             "capture": lambda _: self._prepared().capture(),
@@ -172,6 +172,11 @@ def _end(given: dict[str, Any]) -> Evidence:
     if not isinstance(target, str) or _TARGET.fullmatch(target) is None or type(timeline) is not int:
         raise Refused("this is no point in the WAL", "lych-checkpoint-helper", "", "helper-odd")
     return {"target": target, "timeline": timeline}
+
+
+def _unfit(driver: Driver) -> dict[str, Any] | None:
+    unfit = driver.probe()
+    return None if unfit is None else asdict(unfit)
 
 
 def _said(error: CheckpointError) -> dict[str, Any]:

@@ -1,15 +1,18 @@
-"""Set a federation up: vault, signing key, witness. Asks nothing; what exists is kept."""
+"""Set a federation up: vault, signing key, witness; before that the place of a cluster. What exists is kept."""
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from lych_checkpoint import body, seal, witness
 from lych_checkpoint.database import Connection, connect
 from lych_checkpoint.database.server import identity
-from lych_checkpoint.errors import Refused
+from lych_checkpoint.drivers import pgdata
+from lych_checkpoint.errors import Refused, SettingError
 from lych_checkpoint.federation import Federation
+from lych_checkpoint.process import Owner
 from lych_checkpoint.witness import Witness
 
 logger = logging.getLogger(__name__)
@@ -22,6 +25,21 @@ def _first_imprint(federation: Federation, connection: Connection, known: Witnes
     except Refused as error:
         logger.info("No body yet: %s", error, extra={"event": "init.no-body"})
         return known
+
+
+def make_pgdata(path: Path, owner: str | None) -> dict[str, Any]:
+    """Make a place for a new cluster, see `pgdata.make`; return ``pgdata``, ``owner`` and ``made``.
+
+    Raises:
+        SettingError: there is no user of that name.
+        Refused: it would not do.
+    """
+    try:
+        wanted = None if owner is None else Owner.named(owner)
+    except KeyError as error:
+        raise SettingError(f"there is no user {owner}", "--owner", "name one that is there") from error
+    found, made = pgdata.make(path, wanted)
+    return {"pgdata": str(path), "owner": str(found), "made": made}
 
 
 def init(federation: Federation) -> dict[str, Any]:

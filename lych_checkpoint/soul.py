@@ -17,7 +17,7 @@ from lych_checkpoint import drivers, witness
 from lych_checkpoint.database import connect, host_and_name, patient, sequences, speaking
 from lych_checkpoint.database.address import without_password
 from lych_checkpoint.database.server import describe, system_identifier
-from lych_checkpoint.drivers.base import Driver, Evidence, Ground
+from lych_checkpoint.drivers.base import Driver, Evidence, Ground, Unfit
 from lych_checkpoint.drivers.helped import Helped
 from lych_checkpoint.drivers.programs import find
 from lych_checkpoint.errors import CheckpointError, Damage, Refused
@@ -67,8 +67,8 @@ class Soul:
         return cls(ground, drivers.chosen(ground, name, helper), "refuse")
 
     @staticmethod
-    def reports(ground: Ground, helper: tuple[str, ...] = ()) -> list[tuple[str, str | None]]:
-        """Return every driver with None if it fits, else its reason."""
+    def reports(ground: Ground, helper: tuple[str, ...] = ()) -> list[tuple[str, Unfit | None]]:
+        """Return every driver with None if it fits, else why not."""
         return drivers.reports(ground, helper)
 
     def preflight(self) -> list[str]:

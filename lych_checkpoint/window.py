@@ -9,8 +9,20 @@ from contextlib import ExitStack
 from typing import Literal
 
 from lych_checkpoint import witness
-from lych_checkpoint.database import Connection, activity, connect, host_and_name, patient, quiet, sequences, speaking
+from lych_checkpoint.database import (
+    Connection,
+    activity,
+    connect,
+    host_and_name,
+    losses,
+    patient,
+    quiet,
+    rows,
+    sequences,
+    speaking,
+)
 from lych_checkpoint.database.server import system_identifier
+from lych_checkpoint.drivers import HELPED
 from lych_checkpoint.drivers.base import Driver
 from lych_checkpoint.drivers.helped import Helped
 from lych_checkpoint.errors import Refused
@@ -49,8 +61,15 @@ class Capture:
         watch, flush = connected("watch"), connected("flush")
         fence = connected("fence") if writers == "fence" else None
         with speaking(watch):
+            if driver.name in HELPED:  # which work beside their server, and not through a pooler that knows no plans
+                # Planned here and not in the window: to plan the views of sessions takes longer than to read them.
+                watch.prepare_threshold = 0
+                rows(watch, "SET plan_cache_mode TO force_generic_plan")
+            rows(watch, "SET lock_timeout TO '1s'")  # who locks a table, with ``note``, must not hold the freeze
             quiet.flush(flush)
             quiet.look(watch)
+            if driver.name in HELPED:
+                losses.refuse(watch)
             sequences.read(watch)
             return cls(driver, writers, url, watch, flush, fence)
 
@@ -58,7 +77,8 @@ class Capture:
         """Prove that nobody writes, first of all in the window.
 
         Raises:
-            Refused: somebody does (code ``writers``), by pid, user and application.
+            Refused: somebody does (code ``writers``), by pid, user and application; or there is now what the driver
+                would lose, made while the tasks of before drained (codes as `losses.refuse`).
         """
         with speaking(self._watch):
             if self._fence is not None:
@@ -67,6 +87,7 @@ class Capture:
             reading = quiet.look(self._watch, self._ours)
             self._refuse_or_note(reading.writers)
             self._began = reading
+            self._refuse_losses()
             self._sequences = sequences.read(self._watch)
 
     def take(self) -> None:
@@ -88,6 +109,7 @@ class Capture:
             self._refuse_or_note(reading.writers)
             if reading.snapshot != self._began.snapshot:
                 self._refuse_or_note_moved(f"transactions {self._began.snapshot} became {reading.snapshot}")
+                self._refuse_losses()  # noted, not refused: what was written may be among them
             if present != self._sequences:
                 moved = sorted({one.name for one in {*present} ^ {*self._sequences}})
                 self._refuse_or_note_moved(f"the sequence {moved[0]} moved")
@@ -115,6 +137,10 @@ class Capture:
             )
         self.finished = True
         return facts
+
+    def _refuse_losses(self) -> None:
+        if self._driver.name in HELPED:
+            losses.refuse(self._watch)
 
     def _refuse_or_note(self, writers: tuple[str, ...]) -> None:
         if not writers:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -16,10 +17,21 @@ from lych_checkpoint.errors import Away, CheckpointError
 
 
 @click.command("init")
-def init_command() -> None:
+@click.option("--pgdata", type=click.Path(path_type=Path), default=None,
+              help="Make only this: a Btrfs subvolume with +C, for an initdb that comes after.")
+@click.option("--owner", default=None, help="With --pgdata: who runs the server; else who owns the directory above.")
+def init_command(*, pgdata: Path | None, owner: str | None) -> None:
     """Make vault, key and witness; asks nothing, and may be repeated."""
     from lych_checkpoint import setup
 
+    if owner is not None and pgdata is None:
+        raise click.UsageError("--owner says whose --pgdata is to be")
+    if pgdata is not None:
+        document = setup.make_pgdata(pgdata.absolute(), owner)
+        state = "made" if document["made"] else "there already"
+        answer.say(document, [f"{document['pgdata']} of {document['owner']}: {state}",
+                              "next: initdb --data-checksums, as that user"])
+        return
     document = setup.init(answer.federation())
     answer.say(document, [f"federation {document['federation']} ({document['uuid']})", f"vault {document['vault']}"])
 

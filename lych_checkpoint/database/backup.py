@@ -16,10 +16,10 @@ from lych_checkpoint.errors import Refused
 _OLDEST = 15
 
 
-def unable(connection: Connection) -> str | None:
-    """Return None, or why this role cannot make a backup of this server, and what would make it so."""
+def unable(connection: Connection) -> tuple[str, str] | None:
+    """Return None, or why this role cannot make a backup of this server, and the command that makes it so."""
     if connection.info.server_version < _OLDEST * 10_000:
-        return f"the server is older than release {_OLDEST}"
+        return f"the server is older than release {_OLDEST}", "upgrade it, or LYCH_DRIVER=dump"
     level, slots, role, replicates, starts = rows(connection, """
         SELECT current_setting('wal_level'), current_setting('max_replication_slots')::int, rolname::text,
             rolsuper OR rolreplication, has_function_privilege('pg_backup_start(text, boolean)', 'EXECUTE')
@@ -27,11 +27,11 @@ def unable(connection: Connection) -> str | None:
         FROM pg_roles WHERE rolname = current_user""")[0]
     if level == "minimal" or not slots:
         name, value = ("wal_level", "replica") if level == "minimal" else ("max_replication_slots", "10")
-        return f"no backup is possible: ALTER SYSTEM SET {name} = '{value}', and restart the server"
+        return "no backup is possible", f"ALTER SYSTEM SET {name} = '{value}', and restart the server"
     if not starts:
-        return (f"role {role} may not make backups: GRANT EXECUTE ON FUNCTION pg_backup_start(text, boolean), "
-                f"pg_backup_stop(boolean) TO {role}")
-    return None if replicates else f"role {role} may not make a replication slot: ALTER ROLE {role} REPLICATION"
+        return (f"role {role} may not make backups",
+                f"GRANT EXECUTE ON FUNCTION pg_backup_start(text, boolean), pg_backup_stop(boolean) TO {role}")
+    return None if replicates else (f"role {role} may not make a replication slot", f"ALTER ROLE {role} REPLICATION")
 
 
 def begin(connection: Connection) -> None:

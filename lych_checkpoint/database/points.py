@@ -10,12 +10,12 @@ from lych_checkpoint.database.connection import Connection, rows
 _SLOT = "lych_base_"
 
 
-def unable(connection: Connection) -> str | None:
-    """Return None, or why this role cannot name a point, and what would make it so."""
+def unable(connection: Connection) -> tuple[str, str] | None:
+    """Return None, or why this role cannot name a point, and the command that makes it so."""
     (role, may), = rows(connection, """
         SELECT current_user::text, has_function_privilege('pg_create_restore_point(text)', 'EXECUTE')""")
-    return None if may else (f"role {role} may not name points: GRANT EXECUTE ON FUNCTION "
-                             f"pg_create_restore_point(text) TO {role}")
+    return None if may else (f"role {role} may not name points",
+                             f"GRANT EXECUTE ON FUNCTION pg_create_restore_point(text) TO {role}")
 
 
 def unbounded(connection: Connection) -> bool:

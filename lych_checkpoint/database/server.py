@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import psycopg
-from psycopg.sql import SQL, Identifier
 
 from lych_checkpoint.database.connection import Connection, rows
 
@@ -59,7 +58,7 @@ def describe(connection: Connection) -> Server:
     prepared = rows(connection, "SELECT gid || ' in ' || database FROM pg_prepared_xacts ORDER BY prepared")
     neighbours = rows(connection, """
         SELECT datname::text FROM pg_database
-        WHERE NOT datistemplate AND datname NOT IN (current_database(), 'postgres') ORDER BY 1""")
+        WHERE NOT datistemplate AND datname <> current_database() ORDER BY 1""")
     return Server(
         version=one[0], database=one[1], role=one[2], superuser=one[3], checkpointer=one[3] or may_checkpoint,
         creates_databases=one[4], owns_database=one[5], in_recovery=one[6], fsync=one[7], checksums=one[8],
@@ -89,17 +88,6 @@ def same(one: str, other: str) -> bool:
     """Whether two identities are of one database, as far as the roles that read them could see."""
     (cluster, oid), (other_cluster, other_oid) = one.split("/"), other.split("/")
     return oid == other_oid and (cluster == other_cluster or "" in (cluster, other_cluster))
-
-
-def unlogged_with_rows(connection: Connection) -> tuple[str, ...]:
-    """Return the UNLOGGED tables of this database that hold rows: crash recovery empties them."""
-    tables = rows(connection, """
-        SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE c.relkind = 'r' AND c.relpersistence = 'u' ORDER BY 1, 2""")
-    return tuple(
-        f"{schema}.{name}" for schema, name in tables
-        if rows(connection, SQL("SELECT EXISTS (SELECT FROM {})").format(Identifier(schema, name)))[0][0]
-    )
 
 
 def materialized_views(connection: Connection) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from lych_checkpoint.drivers.base import Driver, Ground
+from lych_checkpoint.drivers.base import Driver, Ground, Unfit
 from lych_checkpoint.drivers.btrfs import BtrfsDriver
 from lych_checkpoint.drivers.dump import DumpDriver
 from lych_checkpoint.drivers.helped import Helped
@@ -23,8 +23,8 @@ DRIVERS: Mapping[str, Callable[[Ground], Driver]] = MappingProxyType(
 HELPED = ("btrfs", "reflink", "pitr")
 
 
-def reports(ground: Ground, helper: tuple[str, ...] = ()) -> list[tuple[str, str | None]]:
-    """Return every driver with None if it fits, else its reason."""
+def reports(ground: Ground, helper: tuple[str, ...] = ()) -> list[tuple[str, Unfit | None]]:
+    """Return every driver with None if it fits, else why not."""
     return [(name, _reason(chosen(ground, name, helper))) for name in DRIVERS]
 
 
@@ -46,14 +46,15 @@ def select(ground: Ground, wanted: str, helper: tuple[str, ...] = ()) -> Driver 
         Refused: it does not fit, or none does (code ``driver-unavailable``).
         Away: the server cannot be asked.
     """
-    reasons = []
+    reasons, mend = [], "lych-checkpoint doctor"
     for name in DRIVERS if wanted == "auto" else [wanted]:
         driver = chosen(ground, name, helper)
-        reason = driver.probe()
-        if reason is None:
+        unfit = driver.probe()
+        if unfit is None:
             return driver
-        reasons.append(f"{name}: {reason}")
-    raise Refused("; ".join(reasons), "LYCH_DRIVER", "lych-checkpoint doctor", "driver-unavailable")
+        reasons.append(f"{name}: {unfit.what}")
+        mend = mend if wanted == "auto" else unfit.mend
+    raise Refused("; ".join(reasons), "LYCH_DRIVER", mend, "driver-unavailable")
 
 
 def chosen(ground: Ground, name: str, helper: tuple[str, ...]) -> Driver | Helped:
@@ -84,8 +85,8 @@ def _is_ours(ground: Ground) -> bool:
         return False
 
 
-def _reason(driver: Driver | Helped) -> str | None:
+def _reason(driver: Driver | Helped) -> Unfit | None:
     try:
         return driver.probe()
     except CheckpointError as error:
-        return str(error)
+        return Unfit(f"{error.where}: {error.what}", error.mend or "look into the server's log")

@@ -13,17 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from lych_checkpoint.database import connect, host_and_name, speaking
+from lych_checkpoint.database import connect, host_and_name, losses, speaking
 from lych_checkpoint.database.address import is_local
-from lych_checkpoint.database.server import Server, describe, system_identifier, unlogged_with_rows
-from lych_checkpoint.drivers import claims, kernel
-from lych_checkpoint.drivers.base import Evidence, Ground
+from lych_checkpoint.database.server import Server, describe, system_identifier
+from lych_checkpoint.drivers import claims, kernel, pages
+from lych_checkpoint.drivers.base import Evidence, Ground, Unfit
 from lych_checkpoint.drivers.cluster import major_of, unfit
 from lych_checkpoint.drivers.postmaster import Postmaster
 from lych_checkpoint.drivers.programs import need
 from lych_checkpoint.drivers.shelf import Kept, Shelf, copying, evidence_of
 from lych_checkpoint.errors import Refused
-from lych_checkpoint.process import Owner, run
+from lych_checkpoint.process import Owner
 
 S = TypeVar("S", bound=Shelf)
 
@@ -32,16 +32,18 @@ class Aside(ABC, Generic[S]):
     """All of a driver but how the copy is taken. ``S`` is the kind of shelf, made by ``make_shelf``."""
 
     name: str
+    #: Whether a restored copy begins a new timeline, which nobody takes for the old one.
+    forks = False
 
     def __init__(self, ground: Ground, make_shelf: Callable[[Path], S]) -> None:
         self._ground = ground
         self._make_shelf = make_shelf
         self._shelf_known: S | None = None
-        self._taking = ""
+        self._taking = self._links = ""
         self._claim: claims.Claim | None = None
 
     @abstractmethod
-    def no_place(self, pgdata: Path) -> str | None:
+    def no_place(self, pgdata: Path) -> Unfit | None:
         """Return None, or why this driver cannot copy ``pgdata`` where it stands."""
 
     # The steps of a driver: `_ready` calls `_begin` before it makes anything of the checkpoint's own.
@@ -56,6 +58,7 @@ class Aside(ABC, Generic[S]):
 
     def prepare(self, checkpoint: str, into: Path) -> None:  # noqa: ARG002 - nothing lies in the vault
         """Do before the freeze all that can be done. Refused where there is no room; so are the next two."""
+        self._links = self._shelf().links()
         with copying(self._shelf().path):
             self._ready(checkpoint)
 
@@ -65,9 +68,18 @@ class Aside(ABC, Generic[S]):
             self._take()
 
     def finish(self) -> Evidence:
-        """Make the copy durable, and write down its identity."""
+        """Make the copy durable, and write down its identity.
+
+        Raises:
+            Refused: a tablespace came or went since `prepare` (code ``tablespace``): a recovery would make it again,
+                in the live place or in one that is gone.
+        """
         with copying(self._shelf().path):
-            return self._finish()
+            evidence = self._finish()
+        if self._links != self._shelf().links():
+            raise Refused("a tablespace came or went during the capture", str(self._shelf().pgdata / "pg_tblspc"),
+                          "create again", "tablespace")
+        return evidence
 
     def recovery(self, staged: Evidence) -> dict[str, str]:  # noqa: ARG002 - for those that have some
         """Return the settings with which staged data recover: none where they stop at the end of their WAL."""
@@ -81,29 +93,28 @@ class Aside(ABC, Generic[S]):
         """Make a writable copy of ``name``, on which a server can recover."""
         return shelf.unfold(name, writable)
 
-    def probe(self) -> str | None:
+    def probe(self) -> Unfit | None:
         """Return None, or why this cluster cannot be captured as files. Raises Away if the server is not there."""
         with connect(self._ground.url) as connection, speaking(connection):
             server, identifier = describe(connection), system_identifier(connection)
         if not is_local(self._ground.url):
-            return "the server is on another machine"
+            return Unfit("the server is on another machine", "LYCH_DRIVER=dump, or run it on that machine")
         pgdata = self._ground.pgdata or (Path(server.data_directory) if server.data_directory else None)
         if pgdata is None:
-            return f"role {server.role} may not see data_directory: set LYCH_PGDATA"
+            return Unfit(f"role {server.role} may not see data_directory", "set LYCH_PGDATA")
         return unfit(server, identifier, pgdata.resolve(), self._ground.pg_bin, self.no_place)
 
     def preflight(self) -> list[str]:
-        """Refuse what crash recovery would lose; warn of what a copy brings back besides."""
+        """Refuse what a restored copy would lose; warn of what it brings back besides, and to whom it does not."""
         with connect(self._ground.url) as connection, speaking(connection):
-            server, emptied = describe(connection), unlogged_with_rows(connection)
-        where = host_and_name(self._ground.url)
-        if emptied:
-            raise Refused(f"the UNLOGGED table {emptied[0]} has rows, which a restored copy would lose", where,
-                          f"ALTER TABLE {emptied[0]} SET LOGGED, or LYCH_DRIVER=dump", "unlogged")
+            losses.refuse(connection)
+            outside = losses.readers(connection, forks=self.forks)
+            server = describe(connection)
         if nested := kernel.nested(self._shelf().pgdata):
-            raise Refused(f"{nested[0]} is a file system of its own, which no copy of PGDATA holds", where,
+            raise Refused(f"{nested[0]} is a file system of its own, which no copy of PGDATA holds",
+                          host_and_name(self._ground.url),
                           "move it into PGDATA's file system, or LYCH_DRIVER=dump", "nested-subvolume")
-        return self._warnings(server)
+        return self._warnings(server) + outside
 
     def keep(self) -> None:
         """Keep the copy: its checkpoint is sealed."""
@@ -138,7 +149,7 @@ class Aside(ABC, Generic[S]):
         elif self.generation(shelf, str(evidence["snapshot"])) != evidence["generation"]:
             damages.append(f"{path} changed since it was sealed")
         if not damages and deep:
-            damages += self._check_pages(evidence, folder)
+            damages += pages.damages(self, shelf, evidence, folder, self._ground.pg_bin)
         return damages
 
     def plan_stage(self, evidence: Evidence, ticket: str) -> Evidence:
@@ -158,10 +169,11 @@ class Aside(ABC, Generic[S]):
         noted = shelf.noted(name := str(plan["stage"]))
         if noted is not None and shelf.live().uuid == noted["uuid"]:
             raise Refused(f"restore {ticket} was switched already", str(shelf.pgdata), "lych-checkpoint recover")
-        self._clear(shelf, name)
-        made = self.unfold(shelf, str(evidence["snapshot"]), name)
-        # What lies under this name after the switch is the displaced data: only the note tells it from a stage.
-        shelf.note(name, {"uuid": made.uuid})
+        with copying(shelf.path):
+            self._clear(shelf, name)
+            made = self.unfold(shelf, str(evidence["snapshot"]), name)
+            # What lies under this name after the switch is the displaced data: only the note tells it from a stage.
+            shelf.note(name, {"uuid": made.uuid})
         return {**plan, "uuid": made.uuid}
 
     @contextmanager
@@ -214,8 +226,10 @@ class Aside(ABC, Generic[S]):
             self._clear(shelf, name)
 
     def discard(self, evidence: Evidence) -> None:
-        """Remove a checkpoint's copy."""
-        self._shelf_of(evidence).remove(str(evidence["snapshot"]))
+        """Remove a checkpoint's copy, and what a killed check of it left."""
+        shelf, name = self._shelf_of(evidence), str(evidence["snapshot"])
+        self._clear(shelf, f"stage-{pages.ticket(name)}")
+        shelf.remove(name)
 
     def standing(self) -> list[str]:
         """Return what is odd about the live server: it must run in PGDATA as it is now, and say so."""
@@ -229,9 +243,10 @@ class Aside(ABC, Generic[S]):
         return odd
 
     def _warnings(self, server: Server) -> list[str]:
-        what = f"{self.name} captures the whole cluster: {', '.join(server.neighbours)} come back too"
-        return [f"{what}, their sequences may skip values and their UNLOGGED tables come back empty"
-                ] if server.neighbours else []
+        others = losses.neighbours(self._ground.url, server.neighbours)
+        what = f"{self.name} captures the whole cluster: {', '.join(others)} come back too"
+        emptied = "their sequences may skip values and their UNLOGGED tables come back empty"
+        return [f"{what}, {emptied}"] if others else []
 
     def _exchange(self, staged: Evidence, wanted: str) -> None:
         shelf, config, stage = self._shelf_of(staged), str(staged["config_file"]), str(staged["stage"])
@@ -251,21 +266,6 @@ class Aside(ABC, Generic[S]):
             self._postmaster(shelf.path / name, like=shelf.pgdata).stop()
             shelf.remove(name)
         shelf.forget(name)
-
-    def _check_pages(self, evidence: Evidence, folder: Path) -> list[str]:
-        staged = self.stage(evidence, folder, "verify")
-        shelf = self._shelf_of(staged)
-        try:
-            with self.opened(staged):
-                pass  # pg_checksums wants a cluster that was shut down
-            program = need("pg_checksums", self._ground.pg_bin, major_of(shelf.pgdata))
-            run([program, "--check", "-D", shelf.path / str(staged["stage"])], owner=Owner.of(shelf.pgdata),
-                cwd=Path("/"), timeout_s=24 * 3600)
-        except Refused as error:
-            return [f"{shelf.path / str(evidence['snapshot'])}: {error.what}"]
-        finally:
-            self.discard_stage(staged)
-        return []
 
     def _remove(self, checkpoint: str) -> None:
         self._shelf().remove(checkpoint)

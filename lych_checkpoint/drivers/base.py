@@ -28,6 +28,17 @@ class Ground:
     jobs: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Unfit:
+    """Why a driver cannot work here, and the command or change that makes it so, or what to use in its place."""
+
+    what: str
+    mend: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.mend}"
+
+
 class Driver(Protocol):
     """Captures the soul in a freeze and brings it back.
 
@@ -39,8 +50,8 @@ class Driver(Protocol):
 
     name: str
 
-    def probe(self) -> str | None:
-        """Return None if this driver can work here, else the reason and what would make it so.
+    def probe(self) -> Unfit | None:
+        """Return None if this driver can work here, else why not.
 
         Raises:
             Away: the server cannot be asked.

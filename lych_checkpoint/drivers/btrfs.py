@@ -6,12 +6,13 @@ from pathlib import Path
 
 from lych_checkpoint.database import connect, speaking
 from lych_checkpoint.database.server import Server, checkpoint_now
-from lych_checkpoint.drivers import btrfs_calls, kernel
+from lych_checkpoint.drivers import btrfs_calls, fstab, kernel
 from lych_checkpoint.drivers.aside import Aside
-from lych_checkpoint.drivers.base import Evidence, Ground
+from lych_checkpoint.drivers.base import Evidence, Ground, Unfit
 from lych_checkpoint.drivers.cluster import writable_beside
 from lych_checkpoint.drivers.shelf import evidence_of
 from lych_checkpoint.drivers.subvolumes import Subvolumes
+from lych_checkpoint.process import Owner
 
 
 class BtrfsDriver(Aside[Subvolumes]):
@@ -22,30 +23,42 @@ class BtrfsDriver(Aside[Subvolumes]):
     def __init__(self, ground: Ground) -> None:
         super().__init__(ground, Subvolumes)
 
-    def no_place(self, pgdata: Path) -> str | None:
+    def no_place(self, pgdata: Path) -> Unfit | None:
         """Return None, or why no snapshot can be taken of ``pgdata`` or exchanged with it."""
         with kernel.directory(pgdata) as top, kernel.directory(pgdata.parent) as parent:
             try:
                 mine = btrfs_calls.file_system(top)
             except OSError:
-                return f"{pgdata} is on no Btrfs"
+                return Unfit(f"{pgdata} is on no Btrfs", "LYCH_DRIVER=reflink on XFS, else pitr or dump; or a new "
+                             "cluster on a Btrfs: lych-checkpoint init --pgdata PATH, then initdb")
             if not btrfs_calls.is_subvolume(top):
-                return f"{pgdata} is no subvolume of its own"
+                return Unfit(f"{pgdata} is no subvolume of its own",
+                             f"stop the server; mv {pgdata} {pgdata}.old; lych-checkpoint init --pgdata {pgdata} "
+                             f"--owner {Owner.of(pgdata)}; cp -a {pgdata}.old/. {pgdata}/")
             if kernel.is_mount_point(pgdata):
-                return f"{pgdata} is a mount point, which cannot be exchanged: put PGDATA one directory below it"
+                below = pgdata / "data"
+                return Unfit(f"{pgdata} is a mount point, which cannot be exchanged",
+                             f"stop the server; lych-checkpoint init --pgdata {below} --owner {Owner.of(pgdata)}; "
+                             f"move all the rest of {pgdata} into it")
             try:
                 beside = btrfs_calls.file_system(parent)
             except OSError:
                 beside = ""
             if beside != mine:
-                return f"{pgdata.parent} is not on the same Btrfs as {pgdata}"
-            btrfs_calls.info(top)  # a kernel before 4.18, or a sandbox, says no here and not in the window
+                return Unfit(f"{pgdata.parent} is not on the same Btrfs as {pgdata}",
+                             f"put PGDATA below the mount point, by lych-checkpoint init --pgdata {pgdata / 'data'}")
+            # A kernel before 4.18, or a sandbox, says no here and not in the window.
+            number = btrfs_calls.info(top).number
+        if point := fstab.by_number(mine, number):
+            return Unfit(f"/etc/fstab mounts it on {point} by its number: a reboot would undo a restore",
+                         f"write subvol=PATH in place of subvolid={number}")
         return writable_beside(pgdata)
 
     def _ready(self, checkpoint: str) -> None:
         """CHECKPOINT and flush, so that the snapshot has little to write and its restore little to recover."""
         shelf = self._shelf()
         shelf.make()
+        shelf.need_room()
         with connect(self._ground.url) as connection, speaking(connection):
             checkpoint_now(connection)
         shelf.sync()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from lych_checkpoint.drivers.kernel import directory
 
 _SNAP_CREATE_V2 = 0x50009417
+_SUBVOL_CREATE = 0x5000940E
 _SNAP_DESTROY = 0x5000940F
 _SUBVOL_GETFLAGS = 0x80089419
 _SUBVOL_SETFLAGS = 0x4008941A
@@ -29,12 +30,13 @@ _TOP = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subvolume:
-    """What the kernel says of a subvolume.
+    """What the kernel says of a subvolume. ``number`` is its id on that file system.
 
     ``generation`` is the transaction that last changed an inode in it (the kernel's ctransid). What the kernel calls
     generation moves as well when the subvolume is only snapshotted, so a restore would seem to damage its source.
     """
 
+    number: int
     uuid: str
     parent_uuid: str
     generation: int
@@ -62,9 +64,14 @@ def info(descriptor: int) -> Subvolume:
     fcntl.ioctl(descriptor, _GET_SUBVOL_INFO, answer)
     found = _INFO.unpack_from(answer)
     return Subvolume(
-        uuid=uuid.UUID(bytes=found[6]).hex, parent_uuid=uuid.UUID(bytes=found[7]).hex, generation=found[9],
-        read_only=bool(_flags(descriptor) & _READ_ONLY),
+        number=found[0], uuid=uuid.UUID(bytes=found[6]).hex, parent_uuid=uuid.UUID(bytes=found[7]).hex,
+        generation=found[9], read_only=bool(_flags(descriptor) & _READ_ONLY),
     )
+
+
+def create(inside: int, name: str) -> None:
+    """Make an empty subvolume ``name`` in the directory ``inside``."""
+    fcntl.ioctl(inside, _SUBVOL_CREATE, bytearray(_ARGS.pack(0, _name(name))))
 
 
 def snapshot(source: int, inside: int, name: str, *, read_only: bool) -> None:

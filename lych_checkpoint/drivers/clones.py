@@ -17,8 +17,9 @@ from pathlib import Path
 
 from lych_checkpoint import progress
 from lych_checkpoint.drivers import kernel, trees
+from lych_checkpoint.drivers.base import Unfit
 from lych_checkpoint.drivers.cluster import writable_beside
-from lych_checkpoint.drivers.shelf import STALE, Shelf
+from lych_checkpoint.drivers.shelf import SLOTS, STALE, Shelf, is_outsiders
 from lych_checkpoint.errors import Damage
 
 _WRITE = stat.S_IWUSR | stat.S_IWGRP
@@ -69,13 +70,13 @@ class Clones(Shelf):
             trees.copy(live, shelf, name, _live, _LAST)
 
     def unfold(self, name: str, writable: str) -> Tree:
-        """Clone ``name`` writable, without the lock files that a running server left in it."""
+        """Clone ``name`` writable, without a running server's lock files and without others' slots."""
         with self.opened() as shelf:
             with (
                 kernel.directory(name, inside=shelf) as source,
                 progress.told("the copy", lambda: trees.held_bytes(writable, shelf), trees.size_bytes(source)),
             ):
-                trees.copy(source, shelf, writable, lambda path: path not in STALE, _LAST)
+                trees.copy(source, shelf, writable, _comes_back, _LAST)
             with kernel.directory(writable, inside=shelf) as made:
                 os.fchmod(made, stat.S_IMODE(os.fstat(made).st_mode) | stat.S_IWUSR)
                 kernel.sync(made)
@@ -134,14 +135,15 @@ class Clones(Shelf):
                 shutil.rmtree(name, dir_fd=shelf)
 
 
-def no_place(pgdata: Path) -> str | None:
+def no_place(pgdata: Path) -> Unfit | None:
     """Return None, or why no copy beside ``pgdata`` can be exchanged with it."""
     if kernel.is_mount_point(pgdata):
-        return f"{pgdata} is a mount point, which cannot be exchanged: put PGDATA one directory below it"
+        return Unfit(f"{pgdata} is a mount point, which cannot be exchanged",
+                     f"stop the server, and move PGDATA one directory below it, to {pgdata / 'data'}")
     return writable_beside(pgdata)
 
 
-def unclonable(pgdata: Path) -> str | None:
+def unclonable(pgdata: Path) -> Unfit | None:
     """Return None, or why files of ``pgdata`` cannot be cloned to beside it. Raises OSError."""
     with kernel.directory(pgdata) as top, kernel.directory(pgdata.parent) as parent:
         kernel.identity(top)
@@ -154,10 +156,13 @@ def unclonable(pgdata: Path) -> str | None:
                 os.close(made)
         except OSError as error:
             if error.errno == errno.EXDEV:
-                return f"{pgdata.parent} is not on the same file system as {pgdata}"
+                return Unfit(f"{pgdata.parent} is not on the same file system as {pgdata}",
+                             f"stop the server, and move PGDATA one directory below, to {pgdata / 'data'}")
             if error.errno == errno.EINVAL:
-                return f"{pgdata} and {pgdata.parent} differ in +C, between which nothing can be cloned"
-            return f"{pgdata}: this file system cannot clone files ({error.strerror}): use XFS made with -m reflink=1"
+                return Unfit(f"{pgdata} and {pgdata.parent} differ in +C, between which nothing can be cloned",
+                             f"chattr {'+' if kernel.is_no_cow(top) else '-'}C {pgdata.parent}")
+            return Unfit(f"{pgdata}: this file system cannot clone files ({error.strerror})",
+                         "use XFS made with -m reflink=1; or LYCH_DRIVER=pitr or dump")
         finally:
             os.close(source)
     return None
@@ -176,6 +181,11 @@ def cut(segment: str, directory: int, at: int) -> None:
         os.ftruncate(opened, size)
     finally:
         os.close(opened)
+
+
+def _comes_back(path: str) -> bool:
+    head, _, rest = path.partition("/")
+    return path not in STALE and not (head == SLOTS and rest and "/" not in rest and is_outsiders(rest))
 
 
 def _live(path: str) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lych_checkpoint.database.server import Server
+from lych_checkpoint.drivers.base import Unfit
 from lych_checkpoint.drivers.programs import find
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.process import Owner, run
@@ -16,9 +17,9 @@ HELPER = "run as that user or as root, or set LYCH_HELPER"
 
 
 def unfit(
-    server: Server, identifier: str, pgdata: Path, pg_bin: Path | None, no_place: Callable[[Path], str | None]
-) -> str | None:
-    """Return None, or why ``pgdata`` (without symlinks) cannot be captured as files.
+    server: Server, identifier: str, pgdata: Path, pg_bin: Path | None, no_place: Callable[[Path], Unfit | None]
+) -> Unfit | None:
+    """Return None, or why ``pgdata`` (without symlinks) cannot be captured as files, and what makes it so.
 
     Args:
         server: what it says of itself.
@@ -30,26 +31,26 @@ def unfit(
     try:
         return _unfit(server, identifier, pgdata, pg_bin, no_place)
     except PermissionError as error:
-        return f"{error.filename or pgdata} cannot be looked at: {HELPER}"
+        return Unfit(f"{error.filename or pgdata} cannot be looked at", HELPER)
     except OSError as error:
-        return f"{error.filename or pgdata}: {error.strerror}"
+        return Unfit(f"{error.filename or pgdata}: {error.strerror}", "correct LYCH_PGDATA, or LYCH_DRIVER=dump")
 
 
 def _unfit(
-    server: Server, identifier: str, pgdata: Path, pg_bin: Path | None, no_place: Callable[[Path], str | None]
-) -> str | None:
+    server: Server, identifier: str, pgdata: Path, pg_bin: Path | None, no_place: Callable[[Path], Unfit | None]
+) -> Unfit | None:
     owner = Owner.of(pgdata)
     if not owner.is_me and os.geteuid() != 0:
-        return f"{pgdata} belongs to {owner}: {HELPER}"
+        return Unfit(f"{pgdata} belongs to {owner}", HELPER)
     reason = no_place(pgdata) or _other_cluster(server, identifier, pgdata) or _outside(pgdata)
     if reason is not None:
         return reason
     if not server.checksums:
-        return "data checksums are off: stop the server and run pg_checksums --enable"
+        return Unfit("data checksums are off", f"stop the server, and run pg_checksums --enable -D {pgdata}")
     if not server.checkpointer:
-        return f"role {server.role} may not run CHECKPOINT: GRANT pg_checkpoint TO {server.role}"
+        return Unfit(f"role {server.role} may not run CHECKPOINT", f"GRANT pg_checkpoint TO {server.role}")
     if server.in_recovery:
-        return "the server is a standby: use its primary"
+        return Unfit("the server is a standby", "set LYCH_DATABASE_URL to its primary, and run there")
     return _no_program(owner, server.major, pg_bin)
 
 
@@ -58,36 +59,43 @@ def major_of(pgdata: Path) -> int:
     return int((pgdata / "PG_VERSION").read_text().split(".")[0])
 
 
-def writable_beside(pgdata: Path) -> str | None:
+def writable_beside(pgdata: Path) -> Unfit | None:
     """Return None, or why no copies can lie beside ``pgdata``."""
     if os.access(pgdata.parent, os.W_OK, effective_ids=True):
         return None
-    return f"{pgdata.parent} cannot be written: copies lie beside PGDATA"
+    return Unfit(f"{pgdata.parent} cannot be written, and copies lie beside PGDATA",
+                 f"chown {Owner.of(pgdata)} {pgdata.parent}")
 
 
-def _other_cluster(server: Server, identifier: str, pgdata: Path) -> str | None:
+def _other_cluster(server: Server, identifier: str, pgdata: Path) -> Unfit | None:
     if server.data_directory and Path(server.data_directory).resolve() != pgdata:
-        return f"the server runs in {server.data_directory}, not in {pgdata}: correct LYCH_PGDATA"
+        return Unfit(f"the server runs in {server.data_directory}, not in {pgdata}", "correct LYCH_PGDATA")
     with (pgdata / "global" / "pg_control").open("rb") as file:
         found = str(struct.unpack("=Q", file.read(8))[0])
-    return None if identifier in ("", found) else f"{pgdata} is not the server's cluster: correct LYCH_PGDATA"
-
-
-def _outside(pgdata: Path) -> str | None:
-    if (pgdata / "pg_wal").is_symlink():
-        return "pg_wal lies outside PGDATA"
-    links = [path for path in (pgdata / "pg_tblspc").iterdir() if path.is_symlink()]
-    if links:  # even one into PGDATA: a copy's link would lead to the live files
-        return f"the tablespace {links[0].readlink()} lies outside PGDATA"
+    if identifier not in ("", found):
+        return Unfit(f"{pgdata} is not the server's cluster", "correct LYCH_PGDATA")
     return None
 
 
-def _no_program(owner: Owner, major: int, pg_bin: Path | None) -> str | None:
+def _outside(pgdata: Path) -> Unfit | None:
+    if (pgdata / "pg_wal").is_symlink():
+        return Unfit("pg_wal lies outside PGDATA", "stop the server, and move it back to where its link is; "
+                     "or LYCH_DRIVER=dump")
+    links = [path for path in (pgdata / "pg_tblspc").iterdir() if path.is_symlink()]
+    if links:  # even one into PGDATA: a copy's link would lead to the live files
+        return Unfit(f"the tablespace {links[0].readlink()} lies outside PGDATA",
+                     "move its tables by ALTER TABLE ... SET TABLESPACE pg_default, and DROP TABLESPACE it; "
+                     "or LYCH_DRIVER=dump")
+    return None
+
+
+def _no_program(owner: Owner, major: int, pg_bin: Path | None) -> Unfit | None:
     program = find("pg_ctl", pg_bin, major)
     if program is None:
-        return "pg_ctl was not found: set LYCH_PG_BIN"
+        return Unfit("pg_ctl was not found", "set LYCH_PG_BIN to its directory")
     try:
         run([program, "--version"], owner=owner, cwd=Path("/"), timeout_s=10)
     except (Refused, PermissionError) as error:
-        return f"{program} does not run as {owner}: {error}"
+        return Unfit(f"{program} does not run as {owner}: {error}",
+                     f"set LYCH_PG_BIN to programs that {owner} may run")
     return None

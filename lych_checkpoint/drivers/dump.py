@@ -18,7 +18,7 @@ from lych_checkpoint import progress
 from lych_checkpoint.database import Connection, catalogue, connect, host_and_name, patient, portrait, rows, speaking
 from lych_checkpoint.database.address import name_of, with_name, without_password
 from lych_checkpoint.database.server import Server, describe, materialized_views
-from lych_checkpoint.drivers.base import Evidence, Ground
+from lych_checkpoint.drivers.base import Evidence, Ground, Unfit
 from lych_checkpoint.drivers.dumping import Dumping
 from lych_checkpoint.drivers.programs import find, major_of, need
 from lych_checkpoint.errors import CheckpointError, Damage, Refused
@@ -42,24 +42,26 @@ class DumpDriver:
         self._dumping: Dumping | None = None
         self._into: Path | None = None
 
-    def probe(self) -> str | None:
+    def probe(self) -> Unfit | None:
         """Return None, or why pg_dump cannot capture and restore here. Raises Away if the server is not there."""
         server = self._server()
         for name in ("pg_dump", "pg_restore"):
             program = find(name, self._ground.pg_bin)
             if program is None:
-                return f"{name} was not found: set LYCH_PG_BIN"
+                return Unfit(f"{name} was not found", "set LYCH_PG_BIN to its directory")
             try:
                 major = major_of(program)
             except CheckpointError as error:
-                return str(error)
+                return Unfit(error.what, error.mend or "set LYCH_PG_BIN")
             if major < server.major:
-                return f"{program} is of release {major}, older than the server's {server.major}: set LYCH_PG_BIN"
+                return Unfit(f"{program} is of release {major}, older than the server's {server.major}",
+                             f"set LYCH_PG_BIN to programs of release {server.major}")
         if not (server.superuser or (server.creates_databases and server.owns_database)):
-            return (f"role {server.role} may not create databases or does not own {server.database}, "
-                    f"which a restore needs: ALTER ROLE {server.role} CREATEDB")
+            return Unfit(f"role {server.role} may not create databases or does not own {server.database}, "
+                         "which a restore needs", f"ALTER ROLE {server.role} CREATEDB; "
+                         f"ALTER DATABASE {server.database} OWNER TO {server.role}")
         if server.in_recovery:
-            return "the server is a standby: use its primary"
+            return Unfit("the server is a standby", "set LYCH_DATABASE_URL to its primary")
         return None
 
     def preflight(self) -> list[str]:

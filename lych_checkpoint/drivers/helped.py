@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lych_checkpoint import errors
-from lych_checkpoint.drivers.base import Evidence
+from lych_checkpoint.drivers.base import Evidence, Unfit
 from lych_checkpoint.errors import CheckpointError, Refused
 from lych_checkpoint.process import Conversation, conversing
 
@@ -30,13 +30,16 @@ class Helped:
         self._helper: Conversation | None = None
         self._finished = False
 
-    def probe(self) -> str | None:
-        """Return None if the helper can work here, else its reason."""
+    def probe(self) -> Unfit | None:
+        """Return None if the helper can work here, else why not."""
         try:
-            reason = self._once("probe")
+            said = self._once("probe")
+            unfit = None if said is None else Unfit(str(said["what"]), str(said["mend"]))
         except Refused as error:
-            return f"LYCH_HELPER: {error.what}"
-        return None if reason is None else f"LYCH_HELPER: {reason}"
+            unfit = Unfit(error.what, error.mend or "see LYCH_HELPER in docs/settings.md")
+        except (KeyError, TypeError):
+            unfit = Unfit("it is of another release", "install the same release of lych-checkpoint for both")
+        return None if unfit is None else Unfit(f"LYCH_HELPER: {unfit.what}", unfit.mend)
 
     def preflight(self) -> list[str]:
         """Refuse what the driver would capture wrongly now; return its warnings."""

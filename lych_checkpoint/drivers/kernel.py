@@ -10,6 +10,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,6 +20,7 @@ _FICLONE = 0x40049409
 _GETVERSION = 0x80087601
 _FIEMAP = 0xC020660B
 _GETFLAGS = 0x80086601
+_SETFLAGS = 0x40086602
 _NO_COW = 0x00800000
 #: start, length, flags, mapped extents (answer), extents that there is room for, reserved.
 _FIEMAP_ARGS = struct.Struct("=QQIIII")
@@ -92,26 +94,43 @@ def extents(descriptor: int) -> int:
 
 def is_no_cow(descriptor: int) -> bool:
     """Whether new files here are written in place (`chattr +C`)."""
-    answer = bytearray(8)
-    fcntl.ioctl(descriptor, _GETFLAGS, answer)
-    return bool(struct.unpack("=Q", answer)[0] & _NO_COW)
+    return bool(_flags(descriptor) & _NO_COW)
+
+
+def set_no_cow(descriptor: int) -> None:
+    """Let new files here be written in place (`chattr +C`)."""
+    fcntl.ioctl(descriptor, _SETFLAGS, struct.pack("=Q", _flags(descriptor) | _NO_COW))
 
 
 def nested(top: Path) -> list[Path]:
-    """Return what below ``top`` a copy of its file system would lack: subvolumes and mounted file systems."""
-    device = top.stat().st_dev
-    found = []
+    """Return what below ``top`` a copy of its file system would lack: subvolumes, and all that is mounted there.
+
+    Also what is mounted from the same file system, and a single file: those have no device of their own.
+    """
+    device, above = top.stat().st_dev, os.fsencode(top) + b"/"
+    found = {Path(os.fsdecode(point)) for point in _mount_points() if point.startswith(above)}
     for root, names, _ in os.walk(top):
         for name in list(names):
             path = Path(root) / name
             with suppress(FileNotFoundError):
                 if path.stat(follow_symlinks=False).st_dev != device:
-                    found.append(path)
+                    found.add(path)
                     names.remove(name)
-    return found
+    return sorted(found)
 
 
 def is_mount_point(path: Path) -> bool:
     """Whether something is mounted right here. Device numbers prove nothing: every subvolume has its own."""
-    points = (line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
-    return os.fsencode(path) in {os.fsencode(point).decode("unicode_escape").encode("latin-1") for point in points}
+    return os.fsencode(path) in _mount_points()
+
+
+def _flags(descriptor: int) -> int:
+    answer = bytearray(8)  # the kernel writes four bytes, whatever the call's number says
+    fcntl.ioctl(descriptor, _GETFLAGS, answer)
+    return int(struct.unpack("=Q", answer)[0])
+
+
+def _mount_points() -> set[bytes]:
+    lines = Path("/proc/self/mountinfo").read_bytes().rstrip(b"\n").split(b"\n")
+    # Blanks, ends of lines and backslashes in a name are written as three octal digits.
+    return {re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), line.split(b" ")[4]) for line in lines}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import shutil
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,11 @@ from lych_checkpoint.database.server import Server
 from lych_checkpoint.drivers import kernel
 from lych_checkpoint.drivers.archive import Archive, Point
 from lych_checkpoint.drivers.aside import Aside
-from lych_checkpoint.drivers.base import Evidence, Ground
+from lych_checkpoint.drivers.base import Evidence, Ground, Unfit
 from lych_checkpoint.drivers.clones import Clones, Tree, no_place, unclonable
 from lych_checkpoint.drivers.shelf import evidence_of
 from lych_checkpoint.errors import CheckpointError, Refused
 
-#: A backup begins a new WAL segment, and the slot keeps those of the drain.
-_ROOM_BYTES = 256 << 20
 #: A base is not made anew for less WAL than this.
 _FEW_BYTES = 1 << 30
 #: A point's name has 63 at most.
@@ -42,6 +39,7 @@ class PitrDriver(Aside[Clones]):
     """A base and WAL; a named point in the window; recovery to exactly that point, on exactly its timeline."""
 
     name = "pitr"
+    forks = True
 
     def __init__(self, ground: Ground) -> None:
         super().__init__(ground, Clones)
@@ -51,26 +49,31 @@ class PitrDriver(Aside[Clones]):
         self._target = ""
         self._instant = 0
 
-    def no_place(self, pgdata: Path) -> str | None:
+    def no_place(self, pgdata: Path) -> Unfit | None:
         """Return None, or why copies beside ``pgdata`` cannot be told apart or exchanged with it."""
         with kernel.directory(pgdata) as top:
             kernel.identity(top)
         if pgdata.stat().st_dev != pgdata.parent.stat().st_dev:
-            return f"{pgdata.parent} is not on the same file system as {pgdata}: LYCH_DRIVER=btrfs for a subvolume"
+            return Unfit(f"{pgdata.parent} is not on the same file system as {pgdata}",
+                         "LYCH_DRIVER=btrfs for a subvolume; else stop the server, and move PGDATA to "
+                         f"{pgdata / 'data'}")
         return no_place(pgdata)
 
-    def probe(self) -> str | None:
+    def probe(self) -> Unfit | None:
         """Return None, or why this cluster cannot be captured so. Raises Away if the server is not there."""
-        reason = super().probe()
-        if reason is not None:
-            return reason
+        unfit = super().probe()
+        if unfit is not None:
+            return unfit
         with connect(self._ground.url) as connection, speaking(connection):
-            return backup.unable(connection) or points.unable(connection)
+            unable = backup.unable(connection) or points.unable(connection)
+        return Unfit(*unable) if unable else None
 
     def _ready(self, checkpoint: str) -> None:
         """Make sure of a base, and connect for the window."""
         shelf = self._shelf()
         shelf.make()
+        # To the end of `_finish`: another federation on this cluster would sweep a base that has no point yet.
+        self._stack.enter_context(shelf.alone())
         self._begin(checkpoint)  # before the base, whose slot would keep all WAL for ever
         connection = self._connection = self._stack.enter_context(connect(self._ground.url))
         with speaking(connection):
@@ -78,7 +81,7 @@ class PitrDriver(Aside[Clones]):
             known = shelf.noted("base")
             if known is None or not self._goes_on(connection, known):
                 self._lay_base(connection, _base_of(checkpoint))
-            self._need_room(0)
+            shelf.need_room()
             points.name_point(connection, "lych-checkpoint")  # once, so that the server has it warm in the window
         # The first of two points of one name would win.
         self._target = f"lych-{checkpoint[:_NAME_CHARACTERS]}-{secrets.token_hex(8)}"
@@ -100,7 +103,7 @@ class PitrDriver(Aside[Clones]):
         archive = Archive(shelf)
         known = shelf.noted("base")
         if known is None:
-            raise RuntimeError("prepare made no base")
+            raise Refused("the note of the base is gone", str(shelf.path), "create again", "no-base")
         with speaking(connection):
             quiet.flush(connection)
             size = backup.segment_bytes(connection)
@@ -120,13 +123,13 @@ class PitrDriver(Aside[Clones]):
 
     def abort(self) -> None:
         """Remove what was begun: the point, or the base. A base that was done is kept for the next try."""
-        self._stack.close()
-        if self._laying:
-            with suppress(CheckpointError), connect(self._ground.url) as connection, speaking(connection):
-                points.drop_others(connection, ())
-            Archive(self._shelf()).remove_base(self._laying)
-            self._laying = ""
-        super().abort()
+        with self._stack:
+            if self._laying:
+                with suppress(CheckpointError), connect(self._ground.url) as connection, speaking(connection):
+                    points.drop_others(connection, ())
+                Archive(self._shelf()).remove_base(self._laying)
+                self._laying = ""
+            super().abort()
 
     def verify(self, evidence: Evidence, folder: Path, *, deep: bool = False) -> list[str]:
         """Compare the identity of the point, its base and its WAL; with ``deep`` recover it and check every page."""
@@ -142,7 +145,7 @@ class PitrDriver(Aside[Clones]):
     def stage(self, evidence: Evidence, folder: Path, ticket: str) -> Evidence:
         """Refuse before anything is copied if it would not fit. What an earlier try left is made anew."""
         shelf = self._shelf_of(evidence)
-        self._need_room(Archive(shelf).bytes_of(str(evidence["snapshot"])))
+        shelf.need_room(Archive(shelf).bytes_of(str(evidence["snapshot"])) if unclonable(shelf.pgdata) else 0)
         return super().stage(evidence, folder, ticket)
 
     def generation(self, shelf: Clones, name: str) -> int:
@@ -164,12 +167,13 @@ class PitrDriver(Aside[Clones]):
         """Remove a checkpoint's point, and its base when no other point needs that: WAL is then kept no longer."""
         super().discard(evidence)
         shelf = self._shelf_of(evidence)
-        left = Archive(shelf).sweep("")
-        known = shelf.noted("base")
-        if known is not None and known["base"] not in left:
-            shelf.forget("base")
-            with suppress(CheckpointError), connect(self._ground.url) as connection, speaking(connection):
-                points.drop_others(connection, left)
+        with shelf.alone():
+            left = Archive(shelf).sweep("")
+            known = shelf.noted("base")
+            if known is not None and known["base"] not in left:
+                shelf.forget("base")
+                with suppress(CheckpointError), connect(self._ground.url) as connection, speaking(connection):
+                    points.drop_others(connection, left)
 
     def _warnings(self, server: Server) -> list[str]:
         warnings = super()._warnings(server)
@@ -182,6 +186,8 @@ class PitrDriver(Aside[Clones]):
     def _goes_on(self, connection: Connection, known: dict[str, Any]) -> bool:
         """Whether the server came from that base, not too far, and kept its WAL, and all that we have is intact."""
         if not points.keeps(connection, known["base"]):
+            return False
+        if known.get("links") != self._links:  # its WAL makes a tablespace whose place may be gone, or in use
             return False
         archive, size = Archive(self._shelf()), backup.segment_bytes(connection)
         if archive.state(known["base"], known["segment"]) != known["state"]:
@@ -198,15 +204,18 @@ class PitrDriver(Aside[Clones]):
         """Remove a point, and the base that was laid for it unless it was done and serves others."""
         super()._remove(checkpoint)
         shelf, base = self._shelf(), _base_of(checkpoint)
-        archive, known = Archive(shelf), shelf.noted("base")
-        if (known is None or known["base"] != base) and not archive.is_needed(base):
-            with connect(self._ground.url) as connection, speaking(connection):
-                points.drop(connection, base)
-            archive.remove_base(base)
+        archive = Archive(shelf)
+        with shelf.alone():
+            known = shelf.noted("base")
+            if (known is None or known["base"] != base) and not archive.is_needed(base):
+                with connect(self._ground.url) as connection, speaking(connection):
+                    points.drop(connection, base)
+                archive.remove_base(base)
 
     def _lay_base(self, connection: Connection, base: str) -> None:
-        archive = Archive(self._shelf())
-        self._need_room(archive.live_bytes())
+        shelf = self._shelf()
+        archive = Archive(shelf)
+        shelf.need_room(archive.live_bytes() if unclonable(shelf.pgdata) else 0)
         points.drop_others(connection, ())
         self._laying = base
         points.keep(connection, base)
@@ -218,7 +227,8 @@ class PitrDriver(Aside[Clones]):
         until = backup.flushed(connection)
         size = backup.segment_bytes(connection)
         segment, length = backup.segments(connection, label, until)[-1], (until - 1) % size + 1
-        self._note({"base": base, "label": label, "bytes": held, "segment": segment, "length": length})
+        self._note({"base": base, "label": label, "bytes": held, "segment": segment, "length": length,
+                    "links": self._links})
         self._laying = ""
         archive.sweep(base)
 
@@ -227,13 +237,6 @@ class PitrDriver(Aside[Clones]):
         archive = Archive(shelf)
         shelf.note("base", {**known, "digest": archive.digest(segment, int(known["length"])),
                             "state": archive.state(str(known["base"]), segment)})
-
-    def _need_room(self, copied_bytes: int) -> None:
-        shelf = self._shelf()
-        wanted = _ROOM_BYTES + (copied_bytes if unclonable(shelf.pgdata) else 0)
-        if shutil.disk_usage(shelf.pgdata).free < wanted:
-            raise Refused(f"less than {wanted >> 20} MB are free, and the server dies if its WAL finds no room",
-                          str(shelf.pgdata), "make room", "no-room")
 
     def _session(self) -> Connection:
         if self._connection is None:

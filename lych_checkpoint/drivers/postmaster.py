@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import re
 import shlex
 import shutil
 import signal
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -24,6 +27,8 @@ _STOP_S = 120
 _START_S = 3600
 _DIE_S = 30.0
 _PORT = 5432
+#: How a start names the lock file beside a socket; its second line is a PGDATA.
+_SOCKET_LOCK = re.compile(r"/[^\n\"]*\.s\.PGSQL\.\d+\.lock")
 #: What becomes a server, and what its command line then says beside PGDATA: pg_ctl, its shell, the server.
 _STARTERS = {b"pg_ctl": b"", b"sh": b"\0-c\0exec ", b"postgres": b""}
 #: The line of postmaster.pid, from 0, that says `ready`.
@@ -35,8 +40,16 @@ _PRIVATE = {
     "external_pid_file": "", "ssl": "off", "archive_mode": "off", "synchronous_standby_names": "",
     "shared_preload_libraries": "", "session_preload_libraries": "", "max_logical_replication_workers": "0",
     "autovacuum": "off", "shared_buffers": "128MB", "huge_pages": "off", "logging_collector": "off",
-    "log_destination": "stderr", "fsync": "on", "restart_after_crash": "off",
+    "log_destination": "stderr", "lc_messages": "C", "fsync": "on", "restart_after_crash": "off",
 }
+#: What a program says that found no memory, disk, descriptor or process; or the kernel took it away for its memory.
+_STARVED = (*(os.strerror(number) for number in (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE,
+                                                 errno.EAGAIN)), "out of memory", "was terminated by signal 9")
+
+
+def starved(text: str) -> bool:
+    """Whether that is what a program says which the machine gave too little."""
+    return any(words in text for words in _STARVED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +110,7 @@ class Postmaster:
         return found
 
     def stop(self) -> None:
-        """Stop the server and prove that no process of it is left.
+        """Stop the server, prove that no process of it is left, and sweep what its private ones left.
 
         Raises:
             Refused: it does not stop (code ``server-runs``).
@@ -115,6 +128,10 @@ class Postmaster:
                 run(self._command("stop"), timeout_s=_STOP_S)
                 patience_s, told = time.monotonic() - began_s + _DIE_S, True
             time.sleep(0.01)
+        for home in Path("/tmp").glob(f"{self._home}*"):  # noqa: S108 - of private servers that were killed
+            found = home.lstat()
+            if stat.S_ISDIR(found.st_mode) and found.st_uid in (0, self.owner.uid):
+                shutil.rmtree(home, ignore_errors=True)
 
     def start(self, log: Path) -> None:
         """Start the server if it does not run, and return when it takes connections.
@@ -142,7 +159,7 @@ class Postmaster:
             settings: of the server, such as where its recovery ends; in this order.
         """
         self.stop()
-        home = Path(tempfile.mkdtemp(prefix="lych-", dir="/tmp"))
+        home = Path(tempfile.mkdtemp(prefix=self._home, dir="/tmp"))
         try:
             (home / "hba").write_text("local all all trust\n")
             (home / "ident").touch()
@@ -167,7 +184,37 @@ class Postmaster:
         finally:
             shutil.rmtree(home, ignore_errors=True)
 
+    @property
+    def _home(self) -> str:
+        """How the directories of private servers on this PGDATA begin: whoever comes after a kill finds them."""
+        return f"lych-{hashlib.sha256(os.fsencode(self.pgdata)).hexdigest()[:12]}-"
+
     def _start(self, log: Path, options: dict[str, str]) -> None:
+        begin = log.stat().st_size if log.exists() else 0
+        try:
+            self._try_to_start(log, options)
+        except Refused:
+            if not self._unlock(log.read_bytes()[begin:].decode(errors="replace") if log.exists() else ""):
+                raise
+            self._try_to_start(log, options)
+
+    def _unlock(self, said: str) -> bool:
+        """Take away the lock files that a start ran into, if they are of a server on this PGDATA: it is dead.
+
+        The server itself goes by the process alone: one that nobody reaped, as in a container without an init, or
+        another of the same user under its number, would keep it out for ever.
+        """
+        paths = [Path(found) for found in _SOCKET_LOCK.findall(said)]
+        taken = False
+        for path in [*paths, self.pgdata / "postmaster.pid"] if "postmaster.pid" in said else paths:
+            with suppress(OSError, IndexError):
+                lock = path.read_text().splitlines()
+                if Path(lock[1]).resolve() == self.pgdata and not {*self.users(), *self.starting()}:
+                    path.unlink()
+                    taken = True
+        return taken
+
+    def _try_to_start(self, log: Path, options: dict[str, str]) -> None:
         text = shlex.join([part for name, value in options.items() for part in ("-c", f"{name}={value}")])
         try:
             # It must not go on when this process is killed: whoever comes next has to see what was begun.
@@ -179,10 +226,11 @@ class Postmaster:
             if self._runs():  # a pg_ctl that outlived its killed parent was faster
                 self._wait_until_ready()
                 return
-            lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+            text = log.read_text(errors="replace") if log.exists() else ""
+            lines = text.splitlines()
             lines = ([line for line in lines if "FATAL" in line] or lines)[-3:]
             raise Refused(f"the server does not start: {' | '.join(lines) or error.what}", str(self.pgdata),
-                          f"read {log}", "server-does-not-start") from error
+                          f"read {log}", "server-starved" if starved(text) else "server-does-not-start") from error
 
     def _signal(self, number: int) -> None:
         """Tell the postmaster. Not through pg_ctl: one that outlives us would stop what runs here later."""

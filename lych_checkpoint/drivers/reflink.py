@@ -14,7 +14,7 @@ from lych_checkpoint.database import Connection, backup, connect, patient, speak
 from lych_checkpoint.database.server import Server
 from lych_checkpoint.drivers import kernel
 from lych_checkpoint.drivers.aside import Aside
-from lych_checkpoint.drivers.base import Evidence, Ground
+from lych_checkpoint.drivers.base import Evidence, Ground, Unfit
 from lych_checkpoint.drivers.clones import Clones, no_place, unclonable
 from lych_checkpoint.drivers.shelf import evidence_of
 from lych_checkpoint.errors import Refused
@@ -22,8 +22,6 @@ from lych_checkpoint.errors import Refused
 #: A file cannot be written while it is cloned. Measured: about 0.01 ms for each of its pieces.
 _EXTENT_MS = 0.01
 _LONGEST_MS = 1000.0
-#: A backup begins a new WAL segment, and keeps those of the drain.
-_ROOM_BYTES = 256 << 20
 #: No smaller file can be in so many pieces.
 _LARGE_BYTES = int(_LONGEST_MS / _EXTENT_MS) * 4096
 
@@ -40,26 +38,24 @@ class ReflinkDriver(Aside[Clones]):
         self._label = ""
         self._instant = 0
 
-    def no_place(self, pgdata: Path) -> str | None:
+    def no_place(self, pgdata: Path) -> Unfit | None:
         """Return None, or why files of ``pgdata`` cannot be cloned to beside it."""
         return no_place(pgdata) or unclonable(pgdata)
 
-    def probe(self) -> str | None:
+    def probe(self) -> Unfit | None:
         """Return None, or why this cluster cannot be captured by clones. Raises Away if the server is not there."""
-        reason = super().probe()
-        if reason is not None:
-            return reason
+        unfit = super().probe()
+        if unfit is not None:
+            return unfit
         with connect(self._ground.url) as connection, speaking(connection):
-            return backup.unable(connection)
+            unable = backup.unable(connection)
+        return Unfit(*unable) if unable else None
 
     def _ready(self, checkpoint: str) -> None:
         """Clone the files in backup mode, and keep the WAL from there on."""
         shelf = self._shelf()
         shelf.make()
-        room = os.statvfs(shelf.pgdata)
-        if room.f_bavail * room.f_frsize < _ROOM_BYTES:
-            raise Refused(f"less than {_ROOM_BYTES >> 20} MB are free, and the server dies if its WAL finds no room",
-                          str(shelf.pgdata), "make room", "no-room")
+        shelf.need_room()
         connection = self._stack.enter_context(connect(self._ground.url))
         self._connection = connection
         with speaking(connection):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +21,9 @@ from lych_checkpoint.process import Owner
 
 #: What a running server leaves in PGDATA and a copy must not start with.
 STALE = ("postmaster.pid", "postmaster.opts")
-
-
+#: Where the server keeps its replication slots, each a directory.
+SLOTS = "pg_replslot"
+_ROOM_BYTES = 256 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -35,7 +38,7 @@ def copying(shelf: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            raise Refused("there was no room left for the copy", str(shelf), "make room, then create again",
+            raise Refused("there was no room left for the copy", str(shelf), "make room, then try again",
                           "no-room") from error
         name = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
         raise Refused(f"the copy could not be made: {error.strerror}{name}", str(shelf), "lych-checkpoint doctor",
@@ -89,7 +92,7 @@ class Shelf(ABC):
 
     @abstractmethod
     def unfold(self, name: str, writable: str) -> Kept:
-        """Copy ``name`` writable, without the lock files that a running server left in it."""
+        """Copy ``name`` writable, without a running server's lock files and without others' slots."""
 
     @abstractmethod
     def close(self, name: str, *, read_only: bool) -> Kept:
@@ -98,6 +101,28 @@ class Shelf(ABC):
     @abstractmethod
     def remove(self, name: str) -> None:
         """Remove the copy ``name``; gone already is gone."""
+
+    def need_room(self, copied_bytes: int = 0) -> None:
+        """Refuse where a copy would leave the server too little: it dies if its WAL finds no room.
+
+        A backup begins a new segment and keeps those of the drain; what a copy shares takes room once it is written.
+
+        Args:
+            copied_bytes: what the copy itself takes.
+
+        Raises:
+            Refused: there is too little (code ``no-room``).
+        """
+        wanted = _ROOM_BYTES + copied_bytes
+        if shutil.disk_usage(self.pgdata).free < wanted:
+            raise Refused(f"less than {wanted >> 20} MB are free, and the server dies if its WAL finds no room",
+                          str(self.pgdata), "make room", "no-room")
+
+    def links(self) -> str:
+        """Return what every tablespace that comes or goes changes, also one that has gone again."""
+        with kernel.directory(self.pgdata) as top:
+            found = os.stat("pg_tblspc", dir_fd=top, follow_symlinks=False)
+        return f"{found.st_ino} {found.st_mtime_ns}"
 
     def swap(self, name: str) -> None:
         """Exchange PGDATA and ``name``; durable when it returns."""
@@ -124,6 +149,9 @@ class Shelf(ABC):
             descriptor = os.open(f"{name}.json.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600,
                                  dir_fd=shelf)
             with os.fdopen(descriptor, "w") as file:
+                if os.geteuid() == 0:
+                    owned = os.fstat(shelf)
+                    os.fchown(descriptor, owned.st_uid, owned.st_gid)
                 json.dump(facts, file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -149,6 +177,13 @@ class Shelf(ABC):
             return
 
     @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Do what only one may do here at a time, whoever else is at it; the kernel lets a dead one's turn end."""
+        with self.opened() as shelf:
+            fcntl.flock(shelf, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
     def opened(self) -> Iterator[int]:
         """Yield a descriptor of the shelf, which only PGDATA's owner and root may write."""
         with kernel.directory(self.pgdata.parent) as parent, \
@@ -157,6 +192,11 @@ class Shelf(ABC):
             if stat.st_mode & 0o077 or stat.st_uid not in (0, os.geteuid(), Owner.of(self.pgdata).uid):
                 raise Refused("others may write here", str(self.path), f"chmod 0700 {self.path}", "open-shelf")
             yield shelf
+
+
+def is_outsiders(slot: str) -> bool:
+    """Whether a replication slot is not ours: what reads from it has gone on, and must find that the slot went."""
+    return not slot.startswith("lych_")
 
 
 def evidence_of(shelf: Shelf, name: str) -> Evidence:

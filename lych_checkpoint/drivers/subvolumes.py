@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 from lych_checkpoint.drivers import btrfs_calls, kernel
 from lych_checkpoint.drivers.btrfs_calls import Subvolume
-from lych_checkpoint.drivers.shelf import STALE, Shelf
+from lych_checkpoint.drivers.shelf import SLOTS, STALE, Shelf, is_outsiders
 
 
 class Subvolumes(Shelf):
@@ -38,7 +39,7 @@ class Subvolumes(Shelf):
             btrfs_calls.snapshot(live, shelf, name, read_only=True)
 
     def unfold(self, name: str, writable: str) -> Subvolume:
-        """Snapshot ``name`` writable, without the lock files that a running server left in it."""
+        """Snapshot ``name`` writable, without a running server's lock files and without others' slots."""
         with self.opened() as shelf:
             with kernel.directory(name, inside=shelf) as source:
                 btrfs_calls.snapshot(source, shelf, writable, read_only=False)
@@ -46,6 +47,9 @@ class Subvolumes(Shelf):
                 for stale in STALE:
                     if stale in os.listdir(made):
                         os.unlink(stale, dir_fd=made)
+                with kernel.directory(SLOTS, inside=made) as slots:
+                    for slot in filter(is_outsiders, os.listdir(slots)):
+                        shutil.rmtree(slot, dir_fd=slots)
                 kernel.sync(made)
                 return btrfs_calls.info(made)
 

@@ -6,7 +6,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from lych_checkpoint.drivers import kernel
 
@@ -92,26 +92,48 @@ def created(name: str, parent: int, like: os.stat_result, mode: int) -> Iterator
 
 def duplicate(name: str, source: int, target: int, to: str = "") -> int:
     """Duplicate one file, by default under the same name, with owner and mode. Returns its size in bytes."""
+    with _opened(name, source) as opened:
+        return _pour(opened, to or name, target)
+
+
+def _pour(opened: int, name: str, target: int) -> int:
+    found = os.fstat(opened)
+    with created(name, target, found, stat.S_IMODE(found.st_mode)) as descriptor:
+        kernel.duplicate(opened, descriptor)
+        return os.fstat(descriptor).st_size
+
+
+@contextmanager
+def _opened(name: str, source: int) -> Iterator[int]:
     opened = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=source)
     try:
-        found = os.fstat(opened)
-        with created(to or name, target, found, stat.S_IMODE(found.st_mode)) as descriptor:
-            kernel.duplicate(opened, descriptor)
-            return os.fstat(descriptor).st_size
+        yield opened
     finally:
         os.close(opened)
 
 
 def _fill(source: int, target: int, prefix: str, wanted: Callable[[str], bool]) -> None:
-    with os.scandir(source) as entries:
-        names = [entry.name for entry in entries if wanted(prefix + entry.name)]
+    names: list[str] = []
+    with suppress(FileNotFoundError), os.scandir(source) as entries:  # a directory that has vanished lists nothing
+        names += [entry.name for entry in entries if wanted(prefix + entry.name)]
     for name in names:
-        with suppress(FileNotFoundError):
-            found = os.stat(name, dir_fd=source, follow_symlinks=False)
+        with ExitStack() as stack:
+            leads, opened = "", -1
+            # Only what the source lacks is left out: a copy whose own place vanished is none.
+            try:
+                found = os.stat(name, dir_fd=source, follow_symlinks=False)
+                if stat.S_ISDIR(found.st_mode):
+                    opened = stack.enter_context(kernel.directory(name, inside=source))
+                elif stat.S_ISREG(found.st_mode):
+                    opened = stack.enter_context(_opened(name, source))
+                elif stat.S_ISLNK(found.st_mode):
+                    leads = os.readlink(name, dir_fd=source)
+            except FileNotFoundError:
+                continue
             if stat.S_ISDIR(found.st_mode):
-                with kernel.directory(name, inside=source) as old, made(name, target, found) as new:
-                    _fill(old, new, f"{prefix}{name}/", wanted)
-            elif stat.S_ISLNK(found.st_mode):
-                os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
+                with made(name, target, found) as new:
+                    _fill(opened, new, f"{prefix}{name}/", wanted)
             elif stat.S_ISREG(found.st_mode):
-                duplicate(name, source, target)
+                _pour(opened, name, target)
+            elif leads:
+                os.symlink(leads, name, dir_fd=target)

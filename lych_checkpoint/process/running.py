@@ -38,6 +38,12 @@ class Owner:
         stat = path.stat()
         return cls(stat.st_uid, stat.st_gid)
 
+    @classmethod
+    def named(cls, name: str) -> Owner:
+        """Return the user ``name``. KeyError if there is none."""
+        found = pwd.getpwnam(name)
+        return cls(found.pw_uid, found.pw_gid)
+
     @property
     def is_me(self) -> bool:
         """Whether this process already has that uid."""

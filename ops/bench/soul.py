@@ -78,7 +78,7 @@ def _at(
     drivers = [one for one in wanted if reasons[one] is None and (one != "dump" or gb <= _LARGEST_DUMP_GB)]
     for one in wanted:
         if one not in drivers:
-            head["left_out"][f"{one}, {gb:g} GB"] = reasons[one] or "it would take too long"
+            head["left_out"][f"{one}, {gb:g} GB"] = str(reasons[one] or "it would take too long")
     size = ground.postgres.run("psql", "-Atc", "select pg_database_size('soul')", "soul")
     head["database_bytes"][f"{gb:g} GB"] = int(size)
     workers = ground.start_workers(_NAMES, pool="prefork")

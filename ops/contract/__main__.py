@@ -85,7 +85,7 @@ def run(cell: Cell, rounds: int, cold_mb: int) -> Outcome:
         place = Place.made(cell.driver, node, mounted / "vault", cold_rows=cold_mb * 1000)
         reason = dict(Soul.reports(place.ground))[cell.driver]
         if reason is not None:
-            return Outcome(cell, refusal=reason.replace(str(node.pgdata), "PGDATA"))
+            return Outcome(cell, refusal=str(reason).replace(str(node.pgdata), "PGDATA"))
         sizes = _sizes(place, mounted)
         trips = tuple(travel(place) for _ in range(rounds))
         return Outcome(cell, trips=trips, first_bytes=sizes[0], next_bytes=sizes[1])

@@ -21,6 +21,8 @@ def shelf(btrfs: Path, request: pytest.FixtureRequest) -> Subvolumes:
     directory.mkdir()
     make_pgdata_subvolume(directory / "data")
     (directory / "data" / "file").write_text("one")
+    for slot in ("lych_base_1", "another's"):
+        (directory / "data" / "pg_replslot" / slot).mkdir(parents=True)
     made = Subvolumes(directory / "data")
     made.make()
     return made
@@ -120,7 +122,7 @@ def test_only_single_names_reach_the_kernel(shelf: Subvolumes, name: str) -> Non
 def test_an_ordinary_user_can_do_all_of_it_with_his_own_data(shelf: Subvolumes) -> None:
     if os.geteuid() == 0:
         nobody = pwd.getpwnam("nobody")
-        for path in (shelf.pgdata.parent, shelf.pgdata, shelf.pgdata / "file", shelf.path):
+        for path in (shelf.pgdata.parent, shelf.pgdata, *shelf.pgdata.rglob("*"), shelf.path):
             os.chown(path, nobody.pw_uid, nobody.pw_gid)
         shelf.pgdata.parent.parent.chmod(0o755)
         assert _as(nobody, lambda: _whole_life(shelf)) == 0
@@ -134,6 +136,7 @@ def _whole_life(shelf: Subvolumes) -> None:
     shelf.take("sealed")
     shelf.sync()
     staged = shelf.unfold("sealed", "stage-1")
+    assert os.listdir(shelf.path / "stage-1" / "pg_replslot") == ["lych_base_1"]
     shelf.note("stage-1", {"uuid": staged.uuid})
     (shelf.pgdata / "file").write_text("two")
     shelf.swap("stage-1")

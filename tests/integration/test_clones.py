@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
 from pathlib import Path
 
 import pytest
 
-from lych_checkpoint.drivers import kernel
+from lych_checkpoint.drivers import kernel, trees
 from lych_checkpoint.drivers.clones import Clones
 from lych_checkpoint.errors import Damage
 from tests.fixtures.children import in_child
@@ -105,6 +106,16 @@ def test_an_exchange_swaps_the_data_and_not_the_identities(shelf: Clones) -> Non
     shelf.move("stage-1", "displaced-1")
     assert shelf.close("displaced-1", read_only=True).uuid == live.uuid
     assert (shelf.path / "displaced-1").stat().st_mode & 0o777 == 0o550
+
+
+def test_a_copy_whose_own_place_vanishes_is_none(shelf: Clones) -> None:
+    def vanish(path: str) -> bool:
+        if path == "base":
+            shutil.rmtree(shelf.path / "sealed")
+        return True
+
+    with shelf.opened() as top, kernel.directory(shelf.pgdata) as live, pytest.raises(FileNotFoundError):
+        trees.copy(live, top, "sealed", vanish, "global/pg_control")
 
 
 def test_no_two_files_are_called_the_same(shelf: Clones) -> None:

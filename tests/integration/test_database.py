@@ -9,9 +9,9 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from lych_checkpoint.database import Connection, atomic, catalogue, connect, patient, portrait, rows, speaking
+from lych_checkpoint.database import Connection, atomic, catalogue, connect, losses, patient, portrait, rows, speaking
 from lych_checkpoint.database import sequences as by_value
-from lych_checkpoint.database.server import describe, unlogged_with_rows
+from lych_checkpoint.database.server import describe
 from lych_checkpoint.drivers.base import Ground
 from lych_checkpoint.errors import Away, Refused, SettingError
 from lych_checkpoint.soul import Soul
@@ -180,7 +180,8 @@ def test_the_server_is_described_to_a_stranger_too(postgres: PostgresNode, conne
     assert mine.superuser
     assert mine.data_directory == str(postgres.pgdata)
     assert mine.checksums
-    assert unlogged_with_rows(connection) == ("public.v",)
+    with pytest.raises(Refused, match=r"the UNLOGGED table public\.v has rows"):
+        losses.refuse(connection)
     address = make_conninfo(postgres.url(name), user=f"stranger_{name}", password="x")
     with connect(address) as guest:
         theirs = describe(guest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -18,8 +19,8 @@ import psycopg
 import pytest
 
 from lych_checkpoint.database import connect, rows
-from lych_checkpoint.drivers import DRIVERS
-from lych_checkpoint.drivers.base import Ground
+from lych_checkpoint.drivers import DRIVERS, claims
+from lych_checkpoint.drivers.base import Evidence, Ground
 from lych_checkpoint.drivers.postmaster import Postmaster
 from lych_checkpoint.errors import Away, Damage, Refused
 from lych_checkpoint.soul import Soul
@@ -279,6 +280,97 @@ def test_a_server_that_dies_in_a_capture_seals_nothing_and_leaves_nothing(place:
         assert {key for key in before if after[key] != before[key]} <= sequences, "a crash may skip values of those"
     facts, folder = place.captured(place.soul())
     assert soul.verify(facts, folder) == []
+
+
+@newest
+def test_a_server_that_dies_before_or_after_the_window_seals_nothing_and_leaves_nothing(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soul, mark = place.soul(), claims.claim
+
+    def killed_first(*arguments: Any) -> Any:
+        place.node.kill()
+        return mark(*arguments)
+
+    for early in (False, True) if place.driver != "dump" else (False,):  # which marks nothing before
+        with monkeypatch.context() as patch:
+            if early:
+                patch.setattr(claims, "claim", killed_first)
+            with pytest.raises((Away, Refused)), soul.capturing(name := unique("c"), place.into / name) as capture:
+                capture.begin()
+                capture.take()
+                capture.end()
+                place.node.kill()
+                capture.finish()
+        _revive(place.node)
+        assert _left(place, name) == []
+    facts, folder = place.captured(place.soul())
+    assert soul.verify(facts, folder) == []
+
+
+@newest
+def test_a_server_that_dies_in_a_restore_is_restored_all_the_same(place: Place) -> None:
+    soul = place.soul()
+    frozen = soul_data.picture(place.url)
+    facts, folder = place.captured(soul)
+    soul_data.ruin(place.url)
+    ticket = unique("t")
+    staged: Evidence = {}
+
+    def stage() -> None:
+        staged.update(soul.stage(facts, folder, ticket))
+
+    def animate() -> None:
+        soul.animate(staged, facts=facts, generation=9, signature="", repos=soul_data.REPOS, journal=ticket)
+
+    for act in (stage, animate, lambda: soul.switch(staged)):
+        place.node.kill()
+        try:
+            act()
+        except (Away, Refused):
+            _revive(place.node)
+            act()
+        if place.node.pid is None:
+            _revive(place.node)
+    soul.let_in()
+    assert soul_data.picture(place.url) == frozen
+
+
+@newest
+def test_a_killed_server_that_nobody_reaped_keeps_no_restore_out(place: Place) -> None:
+    if place.driver == "dump":
+        return  # nothing is ever started
+    soul = place.soul()
+    facts, folder = place.captured(soul)
+    frozen = soul_data.picture(place.url)
+    staged = place.staged(soul, facts, folder, unique("t"))
+    place.node.stop()
+    place.node.start()  # as our child, which nobody else reaps
+    pid = place.node.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: ") Z " in Path(f"/proc/{pid}/stat").read_text())
+    soul.switch(staged)
+    assert soul_data.picture(place.url) == frozen
+
+
+@on([cell for cell in NEWEST if cell.driver == "btrfs"])
+def test_what_a_killed_private_server_left_goes_with_its_stage(place: Place) -> None:
+    soul = place.soul()
+    facts, folder = place.captured(soul)
+    staged = soul.stage(facts, folder, unique("t"))
+    pgdata = place.node.pgdata.parent / ".lych-pgdata" / str(staged["stage"])
+    homes = f"lych-{hashlib.sha256(os.fsencode(pgdata)).hexdigest()[:12]}-*"
+
+    def die_inside() -> None:
+        with soul.opened(staged):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    _killed_after(60, die_inside)
+    assert len(list(Path("/tmp").glob(homes))) == 1
+    soul.discard_stage(staged)
+    assert list(Path("/tmp").glob(homes)) == []
+    assert _left(place, str(staged["stage"])) == []
 
 
 def test_ddl_right_after_the_capture_loses_nothing(place: Place) -> None:

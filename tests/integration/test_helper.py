@@ -190,12 +190,16 @@ def test_capture_by_the_helper_and_restore_by_root(two: Two, federation_root: Pa
     assert restored.code == 0, restored.out + restored.err
     with psycopg.connect(two.url) as connection:
         assert connection.execute("select number from kept").fetchone() == (1,)
-    strangers = [path for place, uid in ((two.node.pgdata, two.node.owner.uid), (federation_root, _WORKER),
-                                         (federation_root.parent / "vault", _WORKER))
-                 for path in (place, *place.rglob("*")) if path.lstat().st_uid != uid]
+    for user in (0, _WORKER):
+        again = two.lych("create", "--here", "--json", user=user)
+        assert again.code == 0, again.out + again.err
+    owner = (two.node.owner.uid, two.node.owner.gid)
+    shelf = two.node.pgdata.parent / f".lych-{two.node.pgdata.name}"
+    strangers = [path for place, owned in ((two.node.pgdata, owner), (shelf, owner),
+                                           (federation_root, (_WORKER, _WORKER)),
+                                           (federation_root.parent / "vault", (_WORKER, _WORKER)))
+                 for path in (place, *place.rglob("*")) if (path.lstat().st_uid, path.lstat().st_gid) != owned]
     assert [str(path) for path in strangers] == []
-    again = two.lych("create", "--here", "--json")
-    assert again.code == 0, again.out + again.err
 
 
 def test_the_helper_believes_nobody(two: Two, tmp_path: Path) -> None:

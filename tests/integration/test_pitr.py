@@ -6,8 +6,8 @@ import itertools
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from lych_checkpoint.manifest import SoulFacts
 from lych_checkpoint.soul import Soul
 from ops.contract import data as soul_data
 from ops.servers.postgres import PostgresNode
+from tests.fixtures.filesystems import fill_disk
 from tests.fixtures.lacking import lacks
 from tests.fixtures.workers import Lych
 from tests.integration.test_create_and_restore import body_digest, change_everything, fill, soul_digest
@@ -180,6 +181,23 @@ def test_a_failed_create_keeps_the_base_for_the_next(place: Place) -> None:
     assert place.soul().verify(facts, place.into, deep=True) == []
 
 
+def test_another_federation_sweeps_no_base_that_has_no_point_yet(place: Place) -> None:
+    theirs = place.captured()
+    (place.shelf / "base.json").unlink()  # so that the next one lays a base of its own
+    place.say("ours")
+    with place.soul().capturing("ours", place.into) as capture:
+        sweep = threading.Thread(target=lambda: place.soul().discard(theirs))
+        sweep.start()
+        sweep.join(1)
+        capture.begin()
+        capture.take()
+        capture.end()
+        facts = capture.finish()
+    sweep.join()
+    assert place.soul().verify(facts, place.into, deep=True) == []
+    assert len(place.bases()) == 1
+
+
 def test_wal_that_the_server_dropped_makes_a_new_base(place: Place) -> None:
     place.say("before")
     first = place.captured()
@@ -274,7 +292,7 @@ def test_a_disk_that_fills_in_a_capture_seals_nothing_and_the_next_one_does(plac
             capture.begin()
             capture.take()
             capture.end()
-            _fill(filler, leave_bytes=4 << 20)
+            fill_disk(filler, leave_bytes=4 << 20)
             capture.finish()
     finally:
         filler.unlink()
@@ -294,7 +312,7 @@ def test_each_missing_right_is_said_with_the_command_that_gives_it(place: Place)
         for _ in range(3):
             reason = dict(Soul.reports(keeper))["pitr"]
             assert reason is not None
-            command = reason.partition(": ")[2]
+            command = reason.mend
             assert command.startswith(("GRANT", "ALTER ROLE keeper REPLICATION"))
             rows(connection, command)  # type: ignore[arg-type]
     assert dict(Soul.reports(keeper))["pitr"] is None
@@ -329,16 +347,6 @@ def test_the_verbs_bring_back_the_pair_and_undo_it(
             assert _both(federation_root, url) == first
         assert lych("verify", "again").code == 0
         assert lych("gate").code == 0
-
-
-def _fill(filler: Path, leave_bytes: int) -> None:
-    """Fill a disk but for so many bytes, those too that root alone may have; how many there are nothing says."""
-    with filler.open("wb") as file:
-        for step_bytes in (64 << 20, 1 << 20):
-            with suppress(OSError):
-                while True:
-                    os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), step_bytes)
-        file.truncate(file.seek(0, os.SEEK_END) - leave_bytes)
 
 
 def _both(root: Path, url: str) -> tuple[object, object]:

@@ -13,7 +13,7 @@ from psycopg.conninfo import make_conninfo
 
 from lych_checkpoint.database import connect, rows
 from lych_checkpoint.drivers import reflink
-from lych_checkpoint.drivers.base import Ground
+from lych_checkpoint.drivers.base import Ground, Unfit
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.soul import Soul
 from ops.servers.postgres import PostgresNode
@@ -32,7 +32,7 @@ def ground(node: PostgresNode) -> Ground:
     return Ground(url=node.url(), pgdata=node.pgdata, pg_bin=node.pg_bin)
 
 
-def _reason(ground: Ground) -> str | None:
+def _reason(ground: Ground) -> Unfit | None:
     return dict(Soul.reports(ground))["reflink"]
 
 
@@ -44,7 +44,7 @@ def test_each_missing_right_is_said_with_the_command_that_gives_it(node: Postgre
         for _ in range(3):
             reason = _reason(saver)
             assert reason is not None
-            command = reason.partition(": ")[2]
+            command = reason.mend
             assert command.startswith(("GRANT", "ALTER ROLE saver REPLICATION"))
             rows(connection, command)  # type: ignore[arg-type]
     assert _reason(saver) is None
