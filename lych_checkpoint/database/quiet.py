@@ -17,8 +17,10 @@ from psycopg.sql import SQL, Identifier
 from lych_checkpoint.database.connection import Connection, place, rows
 from lych_checkpoint.errors import Refused
 
-#: Longest wait of the fence for transactions that already write; above deadlock_timeout, at which autovacuum yields.
+#: Longest wait of the fence for one table; above deadlock_timeout, at which autovacuum yields.
 _FENCE_WAIT_MS = 2_000
+#: And for all of them: workers stand still.
+_FENCE_MS = 5_000
 #: Oids below are the server's own catalogs.
 _FIRST_USER_OID = 16_384
 _XID_MASK = 0xFFFFFFFF
@@ -32,8 +34,8 @@ class Reading:
     writers: tuple[str, ...]
 
 
-def look(connection: Connection, ours: Collection[int] = ()) -> Reading:
-    """Read who writes on this server, whatever the database; idle sessions and those that only read do not.
+def look(connection: Connection, ours: Collection[int] = (), *, whole: bool = True) -> Reading:
+    """Read who writes; idle sessions and those that only read do not.
 
     Whoever holds an xid writes; so does whoever holds a write lock on a table or sequence, though it may not have
     come to its first row yet. Autovacuum changes no row's content and is no writer.
@@ -41,33 +43,38 @@ def look(connection: Connection, ours: Collection[int] = ()) -> Reading:
     Args:
         connection: in autocommit, so that each statement sees the present.
         ours: pids of our own sessions.
+        whole: on this server, whatever the database; else in this database alone. There a transaction without a
+            session says nothing: it ended while this was read, and moves the snapshot if it wrote here.
     """
+    # Most roles see nobody's backend_type but their own; that autovacuum is in a database as no user, all see.
     found = rows(connection, """
-        SELECT a.pid, a.usename, a.application_name, a.datname, a.backend_type, a.backend_xid::text::bigint
+        SELECT CASE WHEN a.usesysid IS NULL AND a.datid IS NOT NULL THEN 'autovacuum' ELSE 'session' END,
+            a.pid, a.usename, coalesce(nullif(a.application_name, ''), a.backend_type, ''), a.datname,
+            a.backend_xid::text::bigint, coalesce(a.datname = current_database(), false)
         FROM pg_stat_activity a
         WHERE a.backend_xid IS NOT NULL OR a.pid IN (
             SELECT l.pid FROM pg_locks l
             WHERE l.granted AND l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND l.relation >= %s)
         UNION ALL
-        SELECT NULL, owner, gid, database, 'prepared', transaction::text::bigint FROM pg_prepared_xacts
+        SELECT 'prepared', NULL, owner, gid, database, transaction::text::bigint, database = current_database()
+        FROM pg_prepared_xacts
         UNION ALL
-        SELECT NULL, NULL, pg_current_snapshot()::text, NULL, 'snapshot', NULL""", (_FIRST_USER_OID,))
+        SELECT 'snapshot', NULL, NULL, pg_current_snapshot()::text, NULL, NULL, false""", (_FIRST_USER_OID,))
     # One statement, in whatever order it is run: who slips between its parts ends before the other reading, and moves
     # the snapshot, or still runs then, and is named.
-    snapshot = next(str(name) for _, _, name, _, kind, _ in found if kind == "snapshot")
+    snapshot = next(str(name) for kind, _, _, name, *_ in found if kind == "snapshot")
     writers, known = [], set()
-    for pid, user, name, database, kind, xid in found:
-        if kind == "snapshot":
-            continue
+    for kind, pid, user, name, database, xid, here in found:
         known.add(xid)
-        if pid in ours or kind == "autovacuum worker":
+        if pid in ours or kind in ("autovacuum", "snapshot") or not (whole or here):
             continue
         if kind == "prepared":
             writers.append(f"prepared transaction {name!r} of user {user} in database {database}")
         else:
-            writers.append(f"pid {pid}, user {user}, application {name or kind!r}, database {database}")
-    unnamed = [xid for xid in _in_progress(snapshot) if xid & _XID_MASK not in known]
-    writers += [f"transaction {xid} of an unknown session" for xid in unnamed]
+            writers.append(f"pid {pid}, user {user}, application {name!r}, database {database}")
+    if whole:
+        unnamed = [xid for xid in _in_progress(snapshot) if xid & _XID_MASK not in known]
+        writers += [f"transaction {xid} of an unknown session" for xid in unnamed]
     return Reading(snapshot=snapshot, writers=tuple(dict.fromkeys(writers)))
 
 
@@ -86,7 +93,7 @@ def fence(connection: Connection) -> None:
     The fence is the transaction: `rollback`, or the end of the connection, drops it.
 
     Raises:
-        Refused: a transaction that writes did not end in time (code ``writers``), or the role may not lock a table.
+        Refused: transactions that write did not end in time (code ``writers``), or the role may not lock a table.
     """
     tables = rows(connection, """
         SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -96,14 +103,17 @@ def fence(connection: Connection) -> None:
     rows(connection, "BEGIN")
     if not tables:
         return
-    rows(connection, SQL("SET LOCAL lock_timeout TO {}").format(_FENCE_WAIT_MS))
+    # Each table has a lock_timeout of its own; only the statement's bounds the sum.
+    rows(connection, SQL("SET LOCAL lock_timeout TO {}; SET LOCAL statement_timeout TO {}").format(
+        _FENCE_WAIT_MS, _FENCE_MS))
     names = SQL(", ").join(Identifier(*table) for table in tables)
     try:
         rows(connection, SQL("LOCK TABLE {} IN EXCLUSIVE MODE").format(names))
-    except psycopg.errors.LockNotAvailable as error:
+    except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled) as error:
         drop_fence(connection)
-        named = look(connection, {connection.info.backend_pid}).writers
-        raise Refused(f"the fence waited {_FENCE_WAIT_MS / 1000:g} s for {named[0] if named else 'a lock'}",
+        named = look(connection, {connection.info.backend_pid}, whole=False).writers
+        waited_s = (_FENCE_WAIT_MS if isinstance(error, psycopg.errors.LockNotAvailable) else _FENCE_MS) / 1000
+        raise Refused(f"the fence waited {waited_s:g} s for {named[0] if named else 'a lock'}",
                       place(connection), "end that transaction", "writers") from error
 
 
