@@ -8,6 +8,7 @@ by value besides. LSNs prove nothing: reading writes hint bits, and idle servers
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -95,26 +96,54 @@ def fence(connection: Connection) -> None:
     Raises:
         Refused: transactions that write did not end in time (code ``writers``), or the role may not lock a table.
     """
-    tables = rows(connection, """
+    tables = [Identifier(*name) for name in rows(connection, """
         SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND n.nspname <> 'information_schema'
             AND c.oid >= %s AND NOT c.relispartition
-        ORDER BY c.oid""", (_FIRST_USER_OID,))
-    rows(connection, "BEGIN")
-    if not tables:
-        return
-    # Each table has a lock_timeout of its own; only the statement's bounds the sum.
-    rows(connection, SQL("SET LOCAL lock_timeout TO {}; SET LOCAL statement_timeout TO {}").format(
-        _FENCE_WAIT_MS, _FENCE_MS))
-    names = SQL(", ").join(Identifier(*table) for table in tables)
-    try:
-        rows(connection, SQL("LOCK TABLE {} IN EXCLUSIVE MODE").format(names))
-    except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled) as error:
-        drop_fence(connection)
-        named = look(connection, {connection.info.backend_pid}, whole=False).writers
-        waited_s = (_FENCE_WAIT_MS if isinstance(error, psycopg.errors.LockNotAvailable) else _FENCE_MS) / 1000
-        raise Refused(f"the fence waited {waited_s:g} s for {named[0] if named else 'a lock'}",
-                      place(connection), "end that transaction", "writers") from error
+        ORDER BY c.oid""", (_FIRST_USER_OID,))]
+    began_s = time.monotonic()
+    busy: list[Identifier] = []
+    while True:
+        rows(connection, "BEGIN")
+        if not tables:
+            return
+        left_ms = max(1, round(_FENCE_MS - (time.monotonic() - began_s) * 1000))
+        rows(connection, SQL("SET LOCAL lock_timeout TO {}; SET LOCAL statement_timeout TO {}").format(
+            min(_FENCE_WAIT_MS, left_ms), left_ms))
+        try:
+            for table in busy:
+                rows(connection, SQL("LOCK TABLE {} IN EXCLUSIVE MODE").format(table))
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled) as error:
+            raise _unfenced(connection, began_s) from error
+        try:
+            # Whoever waits while it holds some may hold them against one who has others: a deadlock.
+            rows(connection, SQL("LOCK TABLE {} IN EXCLUSIVE MODE NOWAIT").format(SQL(", ").join(tables)))
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled) as error:
+            if left_ms == 1:
+                raise _unfenced(connection, began_s) from error
+            drop_fence(connection)
+            busy = _busy(connection)
+        else:
+            return
+
+
+def _busy(connection: Connection) -> list[Identifier]:
+    """Return one table that somebody writes to, if there is one: to be waited for with no other lock in hand."""
+    return [Identifier(*name) for name in rows(connection, """
+        SELECT n.nspname, c.relname FROM pg_locks l JOIN pg_class held ON held.oid = l.relation
+        JOIN pg_class c ON c.oid = coalesce(pg_partition_root(held.oid), held.oid)
+        JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND l.granted
+            AND l.mode <> 'AccessShareLock' AND c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND c.oid >= %s
+        ORDER BY c.oid LIMIT 1""", (_FIRST_USER_OID,))]
+
+
+def _unfenced(connection: Connection, began_s: float) -> Refused:
+    waited_s = time.monotonic() - began_s
+    drop_fence(connection)
+    named = look(connection, {connection.info.backend_pid}, whole=False).writers
+    return Refused(f"the fence waited {waited_s:.1f} s for {named[0] if named else 'a lock'}", place(connection),
+                   "end that transaction", "writers")
 
 
 def drop_fence(connection: Connection) -> None:
