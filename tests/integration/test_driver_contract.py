@@ -29,8 +29,8 @@ from ops.contract.cells import Cell
 from ops.contract.place import Place, server, unique
 from ops.contract.trip import travel
 from ops.servers.postgres import PostgresNode
-from tests.fixtures.client import wait_until
 from tests.fixtures.lacking import lacks
+from tests.fixtures.reviving import revive
 
 #: Two of each driver, so that every release meets every driver; the rest, which completes the pairs, goes one trip.
 CELLS, MORE = cells.pairwise()[:2 * len(DRIVERS)], cells.pairwise()[2 * len(DRIVERS):]
@@ -273,7 +273,7 @@ def test_a_server_that_dies_in_a_capture_seals_nothing_and_leaves_nothing(place:
                     act()
                 capture.finish()
             finally:
-                _revive(place.node)
+                revive(place.node)
         assert _left(place, name) == []
         after = soul_data.picture(place.url)
         assert {key for key in before if after[key] != before[key]} <= sequences, "a crash may skip values of those"
@@ -442,18 +442,6 @@ def _killed_after(delay_s: float, act: Callable[[], object]) -> None:
         time.sleep(0.001)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-
-
-def _revive(node: PostgresNode) -> None:
-    """Start a killed server when the last of its orphans is gone: they hold its shared memory.
-
-    Without its lock files: a postmaster that nobody reaps counts as running.
-    """
-    shown = Postmaster(pgdata=node.pgdata, owner=node.owner, pg_ctl=node.pg_bin / "pg_ctl")
-    wait_until(lambda: not shown.users())
-    for path in (node.pgdata / "postmaster.pid", *node.socket_directory.glob(".s.*.lock")):
-        path.unlink(missing_ok=True)
-    node.start()
 
 
 def _run(url: str, statement: str) -> None:

@@ -189,6 +189,22 @@ def test_what_the_role_could_not_do_is_refused_before_the_freeze(
     assert tenant.name in caught.value.where
 
 
+def test_a_role_that_may_make_no_databases_any_more_restores_nothing(tenant: Tenant, tmp_path: Path) -> None:
+    with connect(tenant.url) as connection:
+        rows(connection, "CREATE TABLE kept (n int)")
+    soul = tenant.soul("note")
+    with soul.capturing("c1", tmp_path / "soul") as capture:
+        capture.begin()
+        capture.take()
+        capture.end()
+        facts = capture.finish()
+    tenant.as_superuser(f"ALTER ROLE {tenant.owner} NOCREATEDB")
+    with pytest.raises(Refused, match="permission denied to create database"):
+        soul.stage(facts, tmp_path / "soul", "t1")
+    soul.discard_stage(soul.plan_stage(facts, "t1"))
+    assert f"ALTER ROLE {tenant.owner} CREATEDB" in str(soul.driver.probe())
+
+
 def test_a_fence_that_the_role_may_not_raise_is_refused_before_the_freeze(tenant: Tenant) -> None:
     tenant.as_superuser("CREATE TABLE t (); GRANT SELECT ON t TO PUBLIC")
     with pytest.raises(Refused, match=r"may not fence the table public\.t") as caught:
