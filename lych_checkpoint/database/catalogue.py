@@ -100,10 +100,16 @@ def refuse_unendable(connection: Connection, name: str) -> None:
         Refused: this role may not end one that stays (code ``sessions-stay``).
     """
     deadline = time.monotonic() + _PASSING_S
-    while unendable := [one for one in _sessions(connection, [name]) if not one[-1]]:
+    while unendable := _unendable(connection, name):
         if time.monotonic() > deadline:
             raise _stays(connection, unendable[0])
         time.sleep(0.05)
+
+
+def unendable(connection: Connection, name: str) -> list[str]:
+    """Return in words the sessions on the database now that this role may not end."""
+    return [f"pid {pid}, user {user}, application {application!r}"
+            for pid, user, application, _ in _unendable(connection, name)]
 
 
 def empty(connection: Connection, *names: str) -> None:
@@ -121,6 +127,10 @@ def empty(connection: Connection, *names: str) -> None:
         rows(connection, "SELECT pg_terminate_backend(pid) FROM unnest(%s::int[]) pid",
              ([pid for pid, *_, may in left if may],))
         time.sleep(0.01)
+
+
+def _unendable(connection: Connection, name: str) -> list[tuple[int, str, str, bool]]:
+    return [one for one in _sessions(connection, [name]) if not one[-1]]
 
 
 def _sessions(connection: Connection, names: Sequence[str]) -> list[tuple[int, str, str, bool]]:

@@ -53,14 +53,16 @@ def unlockable(connection: Connection) -> list[str]:
 
 def foreign(connection: Connection) -> list[tuple[str, str]]:
     """Return what this role could not give back: each thing in words, and the role whose owner's rights it lacks."""
+    # Since 15 `public` belongs to whoever owns the database, and a dump gives it back to anybody else.
+    moved = "true" if connection.info.server_version >= 150_000 else "false"
     return [(what, str(owner)) for what, owner in rows(connection, f"""
         SELECT what, pg_get_userbyid(owner) FROM (
             SELECT format('%I.%I', n.nspname, c.relname), c.relowner
             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
             WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f') AND {_OURS}
             UNION ALL
-            SELECT format('schema %I', nspname), nspowner FROM pg_namespace WHERE oid >= 16384
-                AND NOT starts_with(nspname, 'pg_')
+            SELECT format('schema %I', nspname), nspowner FROM pg_namespace
+            WHERE (oid >= 16384 AND NOT starts_with(nspname, 'pg_')) OR (nspname = 'public' AND {moved})
             UNION ALL
             SELECT format('function %s', p.oid::regprocedure), proowner FROM pg_proc p
             WHERE p.oid >= 16384 AND NOT EXISTS (SELECT FROM pg_depend d

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lych_checkpoint.database import Connection, place, replication, rights
+from lych_checkpoint.database import Connection, catalogue, place, replication, rights
 from lych_checkpoint.database.server import Server, describe, materialized_views
 from lych_checkpoint.errors import Refused
 
@@ -34,6 +34,8 @@ def check(connection: Connection) -> list[str]:
     if slots:
         warnings.append(f"logical slots stay with the data that a restore displaces: who reads from "
                         f"{', '.join(slots)} must begin anew then")
+    if sessions := catalogue.unendable(connection, server.database):
+        warnings.append(f"role {server.role} could not end for a restore the session of {_some(sessions)}")
     return warnings
 
 

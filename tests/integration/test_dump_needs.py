@@ -81,9 +81,11 @@ def test_an_extension_that_the_server_lost_is_named_before_anything_is_closed(
     assert "install the package that brings pg_trgm 1.5" in error.mend
 
 
+@pytest.mark.parametrize("driver", ["dump", "pitr"])
 def test_a_copy_whose_library_is_gone_is_refused_by_the_extensions_name(
-    soul: Soul, postgres: PostgresNode, database: str, tmp_path: Path
+    driver: str, soul: Soul, postgres: PostgresNode, database: str, tmp_path: Path
 ) -> None:
+    soul = Soul.open(Ground(url=database, pgdata=postgres.pgdata, pg_bin=postgres.pg_bin), driver, "note")
     with connect(database) as connection:
         rows(connection, "CREATE EXTENSION hstore")
     facts = captured(soul, tmp_path / "soul")

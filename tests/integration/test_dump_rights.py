@@ -148,6 +148,7 @@ def test_a_superusers_session_stops_a_restore_before_anyone_is_frozen(
     monkeypatch.setattr(catalogue, "_PASSING_S", 0.1)
     with connect(tenant.superuser, name="psql of the admin"), catalogue.maintenance(tenant.url) as connection, \
             pytest.raises(Refused, match=r"user lych, application 'psql of the admin' may not be ended") as caught:
+        assert any("could not end for a restore the session of pid" in line for line in tenant.soul().preflight())
         catalogue.refuse_unendable(connection, tenant.name)
     assert caught.value.code == "sessions-stay"
     assert "end it, or GRANT lych" in caught.value.mend
@@ -161,6 +162,8 @@ def test_a_superusers_session_stops_a_restore_before_anyone_is_frozen(
      "may not read table closed.t", "unreadable"),
     ("CREATE TABLE r (); GRANT SELECT ON r TO PUBLIC; ALTER TABLE r ENABLE ROW LEVEL SECURITY",
      "row security hides rows of public.r", "row-security"),
+    ("ALTER SCHEMA public OWNER TO lych; GRANT USAGE ON SCHEMA public TO PUBLIC", "could not give schema public back",
+     "unrestorable"),
     ("CREATE VIEW v AS SELECT 1", "could not give public.v back to its owner lych", "unrestorable"),
     ("CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'", "could not give function f() back to its owner",
      "unrestorable"),
@@ -212,9 +215,26 @@ def test_a_fence_that_the_role_may_not_raise_is_refused_before_the_freeze(tenant
     assert caught.value.code == "unreadable"
 
 
-def test_a_logical_slot_is_named_in_a_warning_and_survives_a_restore(tenant: Tenant) -> None:
+def test_a_logical_slot_is_named_in_a_warning_and_stays_with_the_displaced_data(
+    tenant: Tenant, tmp_path: Path
+) -> None:
     tenant.as_superuser("SELECT pg_create_logical_replication_slot('feed', 'pgoutput')")
-    try:
-        assert any("who reads from feed must begin anew" in line for line in tenant.soul().preflight())
-    finally:
-        tenant.as_superuser("SELECT pg_drop_replication_slot('feed')")
+    soul = tenant.soul("note")
+    assert any("who reads from feed must begin anew" in line for line in soul.preflight())
+    with soul.capturing("c1", tmp_path / "soul") as capture:
+        capture.begin()
+        capture.take()
+        capture.end()
+        facts = capture.finish()
+    staged = soul.stage(facts, tmp_path / "soul", "t1")
+    soul.shut_out()
+    soul.switch(staged)
+    soul.let_in()
+    assert _slots(tenant) == [(staged["old"],)]
+    soul.discard(soul.displaced({**staged, "soul_generation": 0}, facts))
+    assert _slots(tenant) == []
+
+
+def _slots(tenant: Tenant) -> list[tuple[str]]:
+    with connect(tenant.superuser) as connection:
+        return rows(connection, "SELECT database::text FROM pg_replication_slots")  # type: ignore[return-value]
