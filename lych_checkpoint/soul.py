@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Literal
 
 from lych_checkpoint import drivers, witness
-from lych_checkpoint.database import connect, host_and_name, patient, sequences, speaking
+from lych_checkpoint.database import connect, extensions, host_and_name, patient, rights, sequences, speaking
 from lych_checkpoint.database.address import without_password
 from lych_checkpoint.database.server import describe, system_identifier
-from lych_checkpoint.drivers.base import Driver, Evidence, Ground, Unfit
+from lych_checkpoint.drivers.base import Driver, Evidence, Ground, Unfit, takes_whole_cluster
 from lych_checkpoint.drivers.helped import Helped
 from lych_checkpoint.drivers.programs import find
 from lych_checkpoint.errors import CheckpointError, Damage, Refused
@@ -78,11 +78,17 @@ class Soul:
             Refused: by reason, such as ``prepared-transactions``, ``unlogged``, ``nested-subvolume``.
         """
         with connect(self._ground.url) as connection, speaking(connection):
-            server = describe(connection)
+            server, unread = describe(connection), rights.unreadable_sequences(connection)
+            unlocked = rights.unlockable(connection) if self._writers == "fence" else []
         where = host_and_name(self._ground.url)
+        if unread or unlocked:
+            how = f"read the {unread[0]}" if unread else f"fence the table {unlocked[0]}"
+            raise Refused(f"role {server.role} may not {how}", where,
+                          f"grant it to {server.role}, or connect as the owner", "unreadable")
         warnings = [] if server.fsync else ["fsync is off: a power loss may take what was captured"]
-        if server.prepared:
-            what = f"the prepared transaction {server.prepared[0]} may write at any time"
+        prepared = server.prepared if takes_whole_cluster(self.driver.name) else server.prepared_here
+        if prepared:
+            what = f"the prepared transaction {prepared[0]} may write at any time"
             if self._writers != "note":
                 raise Refused(what, where, "COMMIT PREPARED or ROLLBACK PREPARED it", "prepared-transactions")
             warnings.append(what)
@@ -166,10 +172,12 @@ class Soul:
 
         Raises:
             Damage: a sequence is missing.
-            Refused: the data have no witness (code ``no-witness``), or do not open.
+            Refused: the data have no witness (code ``no-witness``), do not open, or need a library that is not there
+                (code ``extension-missing``).
         """
         with self._restorer.opened(staged) as url, connect(url) as connection, speaking(connection):
             patient(connection)
+            extensions.refuse_without_library(connection)
             sequences.write(connection, facts.sequences)
             witness.mark_restoring(
                 connection, generation=generation, signature=signature, repos=repos, journal=journal)
@@ -235,7 +243,8 @@ class Soul:
         elif known.generation != generation or (known.state == "restoring" and known.journal != journal):
             odd.append(f"the live data are of generation {known.generation} and restore {known.journal or 'none'}, "
                        f"not {generation} and {journal}")
-        if facts.system_identifier and identifier not in ("", facts.system_identifier) and facts.driver != "dump":
+        known_one = facts.system_identifier and takes_whole_cluster(facts.driver)
+        if known_one and identifier not in ("", facts.system_identifier):
             odd.append(f"the live cluster is {identifier}, the captured one was {facts.system_identifier}")
         if odd:
             raise Refused("; ".join(odd), host_and_name(self._ground.url), "lych-checkpoint recover", "soul-differs")

@@ -22,8 +22,7 @@ from lych_checkpoint.database import (
     speaking,
 )
 from lych_checkpoint.database.server import system_identifier
-from lych_checkpoint.drivers import HELPED
-from lych_checkpoint.drivers.base import Driver
+from lych_checkpoint.drivers.base import Driver, takes_whole_cluster
 from lych_checkpoint.drivers.helped import Helped
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.manifest import Sequence, SoulFacts
@@ -39,6 +38,7 @@ class Capture:
         flush: Connection, fence: Connection | None,
     ) -> None:
         self._driver, self._policy, self._url = driver, writers, url
+        self._whole = takes_whole_cluster(driver.name)
         self._watch, self._flush, self._fence = watch, flush, fence
         self._ours = {one.info.backend_pid for one in (watch, flush, fence) if one is not None}
         self._began: quiet.Reading | None = None
@@ -61,14 +61,14 @@ class Capture:
         watch, flush = connected("watch"), connected("flush")
         fence = connected("fence") if writers == "fence" else None
         with speaking(watch):
-            if driver.name in HELPED:  # which work beside their server, and not through a pooler that knows no plans
+            if takes_whole_cluster(driver.name):  # which work beside their server, and not through a pooler that knows no plans
                 # Planned here and not in the window: to plan the views of sessions takes longer than to read them.
                 watch.prepare_threshold = 0
                 rows(watch, "SET plan_cache_mode TO force_generic_plan")
             rows(watch, "SET lock_timeout TO '1s'")  # who locks a table, with ``note``, must not hold the freeze
             quiet.flush(flush)
             quiet.look(watch)
-            if driver.name in HELPED:
+            if takes_whole_cluster(driver.name):
                 losses.refuse(watch)
             sequences.read(watch)
             return cls(driver, writers, url, watch, flush, fence)
@@ -84,7 +84,7 @@ class Capture:
             if self._fence is not None:
                 quiet.fence(self._fence)
             quiet.flush(self._flush)
-            reading = quiet.look(self._watch, self._ours)
+            reading = quiet.look(self._watch, self._ours, whole=self._whole)
             self._refuse_or_note(reading.writers)
             self._began = reading
             self._refuse_losses()
@@ -104,11 +104,11 @@ class Capture:
         if self._began is None:
             raise RuntimeError("begin was not called")
         with speaking(self._watch):
-            reading = quiet.look(self._watch, self._ours)
+            reading = quiet.look(self._watch, self._ours, whole=self._whole)
             present = sequences.read(self._watch)
             self._refuse_or_note(reading.writers)
             if reading.snapshot != self._began.snapshot:
-                self._refuse_or_note_moved(f"transactions {self._began.snapshot} became {reading.snapshot}")
+                self._moved(f"transactions {self._began.snapshot} became {reading.snapshot}")
                 self._refuse_losses()  # noted, not refused: what was written may be among them
             if present != self._sequences:
                 moved = sorted({one.name for one in {*present} ^ {*self._sequences}})
@@ -139,7 +139,7 @@ class Capture:
         return facts
 
     def _refuse_losses(self) -> None:
-        if self._driver.name in HELPED:
+        if self._whole:
             losses.refuse(self._watch)
 
     def _refuse_or_note(self, writers: tuple[str, ...]) -> None:
@@ -150,8 +150,20 @@ class Capture:
             raise Refused(f"somebody else writes: {writers[0]}{others}", host_and_name(self._url), _MEND, "writers")
         self._noted = tuple(dict.fromkeys((*self._noted, *writers)))
 
+    def _moved(self, what: str) -> None:
+        """Judge transactions that came and went: no server says in which database they were.
+
+        Behind the fence they wrote no table of this one. What no lock holds (large objects, DDL) fell whole before
+        or after the one instant that a dump is of; a copy of the cluster holds the other databases too.
+        """
+        if self._fence is None or self._whole:
+            self._refuse_or_note_moved(what)
+        else:
+            self._noted = (*self._noted, f"behind the fence: {what}")
+
     def _refuse_or_note_moved(self, what: str) -> None:
         if self._policy != "note":
-            raise Refused(f"somebody wrote during the capture: {what}", host_and_name(self._url), _MEND,
+            where = "" if self._whole else ", in this database or beside it"
+            raise Refused(f"somebody wrote during the capture{where}: {what}", host_and_name(self._url), _MEND,
                           "snapshot-moved")
         self._noted = (*self._noted, what)

@@ -8,11 +8,9 @@ from typing import Any, Self
 from psycopg.sql import SQL, Composable, Identifier, Literal
 
 from lych_checkpoint.database.connection import Connection, atomic, rows
+from lych_checkpoint.database.roles import LISTS
 from lych_checkpoint.records import read_record
 
-#: Settings whose text is already a list of quoted names: taken as one literal they would be quoted twice.
-_LISTS = ("local_preload_libraries", "search_path", "session_preload_libraries", "shared_preload_libraries",
-          "temp_tablespaces", "unix_socket_directories")
 _PRIVILEGES = {"CREATE": SQL("CREATE"), "CONNECT": SQL("CONNECT"), "TEMPORARY": SQL("TEMPORARY")}
 _PROVIDERS = {"c": SQL("libc"), "i": SQL("icu"), "b": SQL("builtin")}
 
@@ -87,8 +85,12 @@ def create(connection: Connection, name: str, portrait: Portrait) -> None:
         SQL("TEMPLATE template0"), SQL("OWNER {}").format(Identifier(portrait.owner)),
         SQL("ENCODING {}").format(Literal(portrait.encoding)), SQL("LC_COLLATE {}").format(Literal(portrait.collate)),
         SQL("LC_CTYPE {}").format(Literal(portrait.ctype)),
-        SQL("TABLESPACE {}").format(Identifier(portrait.tablespace)),
     ]
+    if not rows(connection, """
+            SELECT 1 FROM pg_database d JOIN pg_tablespace t ON t.oid = d.dattablespace
+            WHERE d.datname = 'template0' AND t.spcname = %s""", (portrait.tablespace,)):
+        # Where the template lies anybody may make a database, but only a superuser may say so.
+        options.append(SQL("TABLESPACE {}").format(Identifier(portrait.tablespace)))
     if portrait.provider != "c":
         options.append(SQL("LOCALE_PROVIDER {}").format(_PROVIDERS[portrait.provider]))
         word = SQL("ICU_LOCALE") if portrait.provider == "i" else SQL("BUILTIN_LOCALE")
@@ -105,7 +107,7 @@ def apply(connection: Connection, name: str, portrait: Portrait) -> None:
         for role, setting, value in portrait.settings:
             whom = SQL("ROLE {} IN DATABASE {}").format(Identifier(role), database) if role else (
                 SQL("DATABASE {}").format(database))
-            if setting.lower() in _LISTS:
+            if setting.lower() in LISTS:
                 rows(connection, "SELECT set_config(%s, %s, true)", (setting, value))
                 how: Composable = SQL("FROM CURRENT")
             else:

@@ -14,7 +14,8 @@ class Server:
     """What the server says of itself and of our role in it.
 
     ``data_directory`` and ``config_file`` are empty where the role may not see them. ``lock_capacity`` is how many
-    locks all sessions together can hold. ``checkpointer``: the role may run CHECKPOINT.
+    locks all sessions together can hold. ``checkpointer``: the role may run CHECKPOINT. ``prepared`` names the
+    prepared transactions, ``prepared_here`` those of this database.
     """
 
     version: int
@@ -32,6 +33,7 @@ class Server:
     lock_capacity: int
     tables: int
     prepared: tuple[str, ...]
+    prepared_here: tuple[str, ...]
     neighbours: tuple[str, ...]
 
     @property
@@ -55,7 +57,8 @@ def describe(connection: Connection) -> Server:
     may_checkpoint = bool(rows(connection, """
         SELECT coalesce(bool_or(pg_has_role(current_user, oid, 'USAGE')), false)
         FROM pg_roles WHERE rolname = 'pg_checkpoint'""")[0][0])
-    prepared = rows(connection, "SELECT gid || ' in ' || database FROM pg_prepared_xacts ORDER BY prepared")
+    prepared = rows(connection, """
+        SELECT gid || ' in ' || database, database = current_database() FROM pg_prepared_xacts ORDER BY prepared""")
     neighbours = rows(connection, """
         SELECT datname::text FROM pg_database
         WHERE NOT datistemplate AND datname <> current_database() ORDER BY 1""")
@@ -63,7 +66,8 @@ def describe(connection: Connection) -> Server:
         version=one[0], database=one[1], role=one[2], superuser=one[3], checkpointer=one[3] or may_checkpoint,
         creates_databases=one[4], owns_database=one[5], in_recovery=one[6], fsync=one[7], checksums=one[8],
         data_directory=one[9], config_file=one[10], lock_capacity=one[11], tables=one[12],
-        prepared=tuple(row[0] for row in prepared), neighbours=tuple(row[0] for row in neighbours),
+        prepared=tuple(name for name, _ in prepared), prepared_here=tuple(name for name, here in prepared if here),
+        neighbours=tuple(row[0] for row in neighbours),
     )
 
 

@@ -39,6 +39,11 @@ class Unfit:
         return f"{self.what}: {self.mend}"
 
 
+def takes_whole_cluster(driver: str) -> bool:
+    """Whether that driver captures every database of the server, not the soul's own alone."""
+    return driver != "dump"
+
+
 class Driver(Protocol):
     """Captures the soul in a freeze and brings it back.
 

@@ -7,19 +7,20 @@ Databases are told apart by oid, which a rename does not change, so every step k
 
 from __future__ import annotations
 
-import json
-import os
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lych_checkpoint import progress
-from lych_checkpoint.database import Connection, catalogue, connect, host_and_name, patient, portrait, rows, speaking
-from lych_checkpoint.database.address import name_of, with_name, without_password
-from lych_checkpoint.database.server import Server, describe, materialized_views
+from lych_checkpoint.database import Connection, catalogue, connect, portrait, roles, speaking
+from lych_checkpoint.database.address import name_of, with_name
+from lych_checkpoint.database.server import Server, describe
+from lych_checkpoint.drivers import dumpable
 from lych_checkpoint.drivers.base import Evidence, Ground, Unfit
 from lych_checkpoint.drivers.dumping import Dumping
+from lych_checkpoint.drivers.forgotten import Forgotten
+from lych_checkpoint.drivers.loading import RESTORE_S, load
 from lych_checkpoint.drivers.programs import find, major_of, need
 from lych_checkpoint.errors import CheckpointError, Damage, Refused
 from lych_checkpoint.process import run
@@ -27,8 +28,8 @@ from lych_checkpoint.process import run
 #: One file, or with LYCH_DUMP_JOBS a directory.
 _FILE, _DIRECTORY = "dump.pgc", "dump.pgd"
 _SETTINGS = "settings.json"
-#: pg_restore and ANALYZE of a large database take hours, not minutes.
-_RESTORE_S = 24 * 3600.0
+
+logger = logging.getLogger(__name__)
 
 
 class DumpDriver:
@@ -65,14 +66,9 @@ class DumpDriver:
         return None
 
     def preflight(self) -> list[str]:
-        """Refuse a server whose lock table cannot hold a dump's locks; warn of what a dump brings back otherwise."""
+        """Refuse what a dump could not take or give back; warn of what it brings back otherwise."""
         with connect(self._ground.url) as connection, speaking(connection):
-            server, views = describe(connection), materialized_views(connection)
-        if server.tables >= server.lock_capacity:
-            raise Refused(f"{server.tables} tables need more locks than the server has ({server.lock_capacity})",
-                          host_and_name(self._ground.url), "raise max_locks_per_transaction", "too-few-locks")
-        return [f"pg_dump keeps no content of materialized views: {', '.join(views)} come back refreshed"
-                ] if views else []
+            return dumpable.check(connection)
 
     def prepare(self, checkpoint: str, into: Path) -> None:
         """Connect twice, so that the window only spawns pg_dump."""
@@ -90,9 +86,8 @@ class DumpDriver:
         dumping, into = self._open_dump()
         tables = dumping.wait()
         with speaking(dumping.exporter):
-            oid = catalogue.oid_of(dumping.exporter, self._database)
-            picture = portrait.read(dumping.exporter, oid)
-        _write(into / _SETTINGS, json.dumps(picture.as_json(), indent=1, sort_keys=True))
+            forgotten = Forgotten.read(dumping.exporter, self._database)
+        forgotten.write(into / _SETTINGS)
         dumping.close()
         return {"form": "archive", "archive": dumping.archive.name, "settings": _SETTINGS, "tables": tables}
 
@@ -130,9 +125,9 @@ class DumpDriver:
         if damages:
             return damages
         try:
-            portrait.Portrait.of(json.loads((folder / _SETTINGS).read_text()))
+            Forgotten.load(folder / _SETTINGS)
             how = ["--file=/dev/null"] if deep else ["--list"]
-            run([need("pg_restore", self._ground.pg_bin), *how, folder / archive], timeout_s=_RESTORE_S)
+            run([need("pg_restore", self._ground.pg_bin), *how, folder / archive], timeout_s=RESTORE_S)
         except ValueError as error:
             return [f"{_SETTINGS} cannot be read: {error}"]
         except Damage as error:
@@ -160,15 +155,22 @@ class DumpDriver:
         with self._maintenance() as connection:
             if catalogue.oid_of(connection, str(plan["old"])):
                 raise Refused(f"restore {ticket} was switched already", self._database, "lych-checkpoint recover")
+            catalogue.refuse_unendable(connection, self._database)
             catalogue.drop(connection, staged)
             if evidence["form"] == "database":
                 source = int(evidence["oid"])
                 picture = portrait.read(connection, source)
-                catalogue.copy(connection, catalogue.name_by(connection, source), staged)
+                catalogue.copy(connection, catalogue.name_by(connection, source), staged, picture.owner)
             else:
-                picture = portrait.Portrait.of(json.loads((folder / _SETTINGS).read_text()))
+                forgotten = Forgotten.load(folder / _SETTINGS)
+                picture = forgotten.portrait
+                roles.refuse_missing(connection, forgotten.roles)
                 portrait.create(connection, staged, picture)
-                self._load(folder / str(evidence["archive"]), staged)
+                load(with_name(self._ground.url, staged), folder / str(evidence["archive"]),
+                     need("pg_restore", self._ground.pg_bin), self._ground.jobs, forgotten.extensions,
+                     lambda: self._size_bytes(staged))
+                for difference in roles.differences(connection, forgotten.roles):
+                    logger.warning("%s", difference, extra={"event": "soul.role"})
             portrait.apply(connection, staged, picture)
             catalogue.admit(connection, staged, everybody=False)
             return {**plan, "staged_oid": catalogue.oid_of(connection, staged)}
@@ -181,9 +183,15 @@ class DumpDriver:
             if not name:
                 raise Refused(f"the staged database {staged['staged']} is gone", self._database, "restore again")
             catalogue.admit(connection, name, everybody=True)
-            yield with_name(self._ground.url, name)
-            if name != self._database:
-                catalogue.admit(connection, name, everybody=False)
+            try:
+                yield with_name(self._ground.url, name)
+            except BaseException as error:
+                try:
+                    self._shut(connection, name)
+                except Exception as second:  # noqa: BLE001 - whatever it is, the first error is the one to hear of
+                    error.add_note(f"{name} could not be shut again: {second}")
+                raise
+            self._shut(connection, name)
 
     def shut_out(self) -> None:
         """Let nobody connect to the live database, and end every session on it, our own too."""
@@ -256,15 +264,10 @@ class DumpDriver:
         if name and name != self._database:
             catalogue.drop(connection, name)
 
-    def _load(self, archive: Path, name: str) -> None:
-        address, secret = without_password(with_name(self._ground.url, name), "lych-checkpoint restore")
-        program = need("pg_restore", self._ground.pg_bin)
-        with progress.told("pg_restore", lambda: self._size_bytes(name)):
-            run([program, "--exit-on-error", "--no-password", f"--jobs={self._ground.jobs}", f"--dbname={address}",
-                 archive], timeout_s=_RESTORE_S, environment=secret)
-        with connect(with_name(self._ground.url, name)) as connection, speaking(connection):
-            patient(connection)
-            rows(connection, "ANALYZE")  # or the first queries after the switch are planned blind
+    def _shut(self, connection: Connection, name: str) -> None:
+        """Let nobody connect to the database ``name``, unless it is live."""
+        if name != self._database:
+            catalogue.admit(connection, name, everybody=False)
 
     def _size_bytes(self, name: str) -> int:
         with self._maintenance() as connection:
@@ -283,10 +286,3 @@ class DumpDriver:
         if self._dumping is None or self._into is None:
             raise RuntimeError("prepare was not called")
         return self._dumping, self._into
-
-
-def _write(path: Path, text: str) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

@@ -73,7 +73,7 @@ def make(url: str, cold_rows: int = 2000) -> str:
     with connect(url) as connection:
         name = rows(connection, "SELECT current_database()::text")[0][0]
         reader = f"reader_{name}"
-        rows(connection, f"CREATE ROLE {reader}")
+        rows(connection, f"CREATE ROLE {reader}; CREATE ROLE keeper_{name}; GRANT {reader} TO keeper_{name}")
         rows(connection, _MAKE % {"cold": cold_rows})
         rows(connection, f"""
             GRANT USAGE ON SCHEMA app TO {reader}; GRANT SELECT ON app.account TO {reader};
@@ -83,7 +83,8 @@ def make(url: str, cold_rows: int = 2000) -> str:
             ALTER DATABASE {name} SET work_mem TO '5MB'; ALTER DATABASE {name} SET app.tenant TO 'it''s';
             ALTER DATABASE {name} SET search_path TO "$user", app, public;
             ALTER ROLE {reader} IN DATABASE {name} SET statement_timeout TO '7s';
-            ALTER DATABASE {name} CONNECTION LIMIT 50; COMMENT ON DATABASE {name} IS 'a soul'""")
+            ALTER DATABASE {name} CONNECTION LIMIT 50; COMMENT ON DATABASE {name} IS 'a soul';
+            ALTER DATABASE {name} OWNER TO keeper_{name}; ALTER TABLE app.account OWNER TO keeper_{name}""")
         witness.init(connection, "federation")
         witness.imprint(connection, SIGNATURE, REPOS)
     return cold(url)
@@ -106,7 +107,8 @@ def ruin(url: str) -> None:
             REVOKE ALL ON LARGE OBJECT 4711 FROM {reader}; REVOKE ALL ON SCHEMA app FROM {reader};
             DROP TRIGGER stamp ON app.account; ALTER TABLE app.account DROP CONSTRAINT account_balance_check;
             CREATE OR REPLACE FUNCTION app.stamp() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
-            GRANT CREATE ON DATABASE {name} TO {reader};
+            ALTER DATABASE {name} OWNER TO {reader}; ALTER TABLE app.account OWNER TO {reader};
+            GRANT CREATE ON DATABASE {name} TO keeper_{name};
             ALTER DATABASE {name} RESET ALL; ALTER DATABASE {name} SET work_mem TO '9MB';
             ALTER ROLE {reader} IN DATABASE {name} RESET ALL; ALTER DATABASE {name} CONNECTION LIMIT 60;
             COMMENT ON DATABASE {name} IS 'ruined'""")

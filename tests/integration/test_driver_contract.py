@@ -32,6 +32,7 @@ from ops.contract.trip import travel
 from ops.servers.postgres import PostgresNode
 from tests.fixtures.client import wait_until
 from tests.fixtures.lacking import lacks
+from tests.fixtures.reviving import revive
 
 #: Two of each driver, so that every release meets every driver; the rest, which completes the pairs, goes one trip.
 CELLS, MORE = cells.pairwise()[:2 * len(DRIVERS)], cells.pairwise()[2 * len(DRIVERS):]
@@ -274,7 +275,7 @@ def test_a_server_that_dies_in_a_capture_seals_nothing_and_leaves_nothing(place:
                     act()
                 capture.finish()
             finally:
-                _revive(place.node)
+                revive(place.node)
         assert _left(place, name) == []
         after = soul_data.picture(place.url)
         assert {key for key in before if after[key] != before[key]} <= sequences, "a crash may skip values of those"
@@ -302,7 +303,7 @@ def test_a_server_that_dies_before_or_after_the_window_seals_nothing_and_leaves_
                 capture.end()
                 place.node.kill()
                 capture.finish()
-        _revive(place.node)
+        revive(place.node)
         assert _left(place, name) == []
     facts, folder = place.captured(place.soul())
     assert soul.verify(facts, folder) == []
@@ -328,10 +329,10 @@ def test_a_server_that_dies_in_a_restore_is_restored_all_the_same(place: Place) 
         try:
             act()
         except (Away, Refused):
-            _revive(place.node)
+            revive(place.node)
             act()
         if place.node.pid is None:
-            _revive(place.node)
+            revive(place.node)
     soul.let_in()
     assert soul_data.picture(place.url) == frozen
 
@@ -534,18 +535,6 @@ def _killed_after(delay_s: float, act: Callable[[], object]) -> None:
         time.sleep(0.001)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-
-
-def _revive(node: PostgresNode) -> None:
-    """Start a killed server when the last of its orphans is gone: they hold its shared memory.
-
-    Without its lock files: a postmaster that nobody reaps counts as running.
-    """
-    shown = Postmaster(pgdata=node.pgdata, owner=node.owner, pg_ctl=node.pg_bin / "pg_ctl")
-    wait_until(lambda: not shown.users())
-    for path in (node.pgdata / "postmaster.pid", *node.socket_directory.glob(".s.*.lock")):
-        path.unlink(missing_ok=True)
-    node.start()
 
 
 def _run(url: str, statement: str) -> None:

@@ -198,6 +198,101 @@ def test_the_fence_names_whom_it_could_not_wait_for(ground: Ground, tmp_path: Pa
         rows(connection, "UPDATE public.t SET n = 12")
 
 
+def test_the_fences_whole_wait_is_bounded_however_many_tables(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quiet, "_FENCE_WAIT_MS", 60_000)
+    monkeypatch.setattr(quiet, "_FENCE_MS", 200)
+    with session(ground.url, "UPDATE public.t SET n = 11"), capturing(ground, tmp_path, "fence") as capture:
+        with pytest.raises(Refused, match=r"waited \d\.\d s for .*the web shop") as caught:
+            capture.begin()
+        assert caught.value.code == "writers"
+
+
+def test_a_writer_who_takes_two_tables_in_another_order_is_waited_for_and_not_ended(
+    ground: Ground, tmp_path: Path
+) -> None:
+    with connect(ground.url) as connection:
+        rows(connection, "CREATE TABLE public.u (n int)")
+    with session(ground.url, "INSERT INTO public.u VALUES (1)") as writer, \
+            capturing(ground, tmp_path, "fence") as capture, connect(ground.url) as watch:
+        thread = threading.Thread(target=capture.begin)
+        thread.start()
+        _until(lambda: rows(watch, "SELECT count(*) FROM pg_locks WHERE NOT granted") == [(1,)])
+        rows(writer, "INSERT INTO public.t VALUES (1)")  # a fence that waits with this one in hand would deadlock
+        rows(writer, "COMMIT")
+        thread.join(10)
+        capture.take()
+        capture.end()
+        assert capture.finish().writers == ()
+
+
+@pytest.fixture
+def neighbour(postgres: PostgresNode) -> Iterator[str]:
+    """Another database of the same server."""
+    postgres.run("psql", "-qc", "create database neighbour", "postgres")
+    with connect(url := postgres.url("neighbour")) as connection:
+        rows(connection, "CREATE TABLE public.t (n int)")
+    yield url
+    postgres.run("psql", "-qc", "drop database neighbour with (force)", "postgres")
+
+
+@pytest.mark.parametrize("writers", ["refuse", "fence"])
+def test_a_neighbour_that_is_only_in_a_transaction_stands_in_nobodys_way(
+    ground: Ground, tmp_path: Path, neighbour: str, writers: str
+) -> None:
+    insert = "INSERT INTO public.t VALUES (1)"
+    with session(neighbour, insert, "PREPARE TRANSACTION 'theirs'"), session(neighbour, insert):
+        try:
+            assert Soul.open(ground, "dump", writers).preflight() == []  # type: ignore[arg-type]
+            with capturing(ground, tmp_path, writers) as capture:
+                assert whole(capture).writers == ()
+        finally:
+            with connect(neighbour) as connection:
+                rows(connection, "ROLLBACK PREPARED 'theirs'")
+
+
+def test_a_neighbour_that_commits_is_told_from_nobody_without_a_fence(
+    ground: Ground, tmp_path: Path, neighbour: str
+) -> None:
+    with connect(neighbour) as other, capturing(ground, tmp_path) as capture:
+        capture.begin()
+        rows(other, "INSERT INTO public.t VALUES (1)")
+        capture.take()
+        with pytest.raises(Refused, match="in this database or beside it") as caught:
+            capture.end()
+    assert caught.value.code == "snapshot-moved"
+    assert "LYCH_WRITERS to fence" in caught.value.mend
+
+
+def test_behind_the_fence_a_neighbour_may_commit_and_the_dump_is_exact(
+    ground: Ground, tmp_path: Path, neighbour: str
+) -> None:
+    soul = Soul.open(ground, "dump", "fence")
+    with connect(neighbour) as other, soul.capturing("c1", tmp_path / "soul") as capture:
+        for act in (capture.begin, capture.take, capture.end):
+            rows(other, "INSERT INTO public.t VALUES (1)")
+            act()
+        facts = capture.finish()
+    assert [line.partition(":")[0] for line in facts.writers] == ["behind the fence"]
+    with connect(ground.url) as connection:
+        rows(connection, "UPDATE public.t SET n = 5")
+    staged = soul.stage(facts, tmp_path / "soul", "t1")
+    try:
+        with soul.opened(staged) as url, connect(url) as connection:
+            assert rows(connection, "SELECT n FROM public.t") == [(1,)]
+    finally:
+        soul.discard_stage(staged)
+
+
+def test_a_writer_here_is_named_whatever_the_neighbours_do(ground: Ground, tmp_path: Path, neighbour: str) -> None:
+    insert = "INSERT INTO public.t VALUES (1)"
+    with session(neighbour, insert), session(ground.url, insert), capturing(ground, tmp_path) as capture:
+        with pytest.raises(Refused, match=r"somebody else writes: pid \d+, .* database test_\d+ \(") as caught:
+            capture.begin()
+        assert caught.value.code == "writers"
+
+
 def test_a_fence_whose_holder_died_is_gone(ground: Ground, tmp_path: Path) -> None:
     with connect(ground.url) as other, pytest.raises(Away), capturing(ground, tmp_path, "fence") as capture:
         capture.begin()
