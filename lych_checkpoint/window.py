@@ -61,8 +61,9 @@ class Capture:
         watch, flush = connected("watch"), connected("flush")
         fence = connected("fence") if writers == "fence" else None
         with speaking(watch):
-            if takes_whole_cluster(driver.name):  # which work beside their server, and not through a pooler that knows no plans
+            if takes_whole_cluster(driver.name):
                 # Planned here and not in the window: to plan the views of sessions takes longer than to read them.
+                # These drivers work beside their server, not through a pooler that knows no plans.
                 watch.prepare_threshold = 0
                 rows(watch, "SET plan_cache_mode TO force_generic_plan")
             rows(watch, "SET lock_timeout TO '1s'")  # who locks a table, with ``note``, must not hold the freeze
