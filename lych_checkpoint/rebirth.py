@@ -200,7 +200,8 @@ def _wanted(
             folder = federation.vault.path(manifest.id)
             kept = BodyLock.loads((folder / "lychd.lock").read_text(), str(folder / "lychd.lock"))
             pins = tuple(pin for pin in kept.repos if pin.path in comes)
-            return replace(kept, created_at=now, repos=pins), folder / "body"
+            # Under no name: what a restore set aside comes back with an undo, not with a checkout.
+            return replace(kept, checkpoint="", created_at=now, repos=pins), folder / "body"
     roles = {member.path: member.role for member in federation.found()}
     if not comes <= set(roles):
         raise why

@@ -89,7 +89,7 @@ def test_now_says_whether_it_is_dirty(lych: Lych, federation_root: Path, story: 
     assert (told["core"]["count"], len(told["core"]["named"])) == (31, 20)
     assert "README (deleted)" in told["core"]["named"]
     assert told["extensions/alpha"] is None
-    assert told["extensions/beta"] == {"count": 0, "named": []}
+    assert told["extensions/beta"] == {"count": 0, "named": [], "size_bytes": 0}
     assert lych("diff", *story, "--json").json["dirty"] == {}
     text = lych("diff").out
     assert "now core is dirty: README (deleted)" in text
