@@ -20,7 +20,7 @@ def remove_stale(repository: Repository, lock: Path) -> None:
 
     The proof: no process of this host has it open, and no git works in the repository. A git that waits for an editor
     has closed its lock, but stays in the working tree until it has renamed it. What runs in another pid namespace, or
-    on another host, is not seen.
+    on another host, is not seen, and of other users' programs only root sees more than their names.
 
     Raises:
         Refused: its owner may live (code ``locked``).
