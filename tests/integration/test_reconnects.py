@@ -62,6 +62,7 @@ def test_every_connection_is_cut_in_a_freeze(pool: str, yard: Open, redis_url: s
     check_consumes(federation, pool, consumed)
 
 
+@pytest.mark.timeout(400)  # five workers and a RabbitMQ start, twice
 def test_rabbitmq_is_killed_and_started_again_in_a_freeze(yard: Open, rabbit_node: RabbitNode) -> None:
     """On every pool at once, each with a queue of its own."""
     federation = yard(broker=rabbit_node.url, task_acks_late=True, broker_heartbeat=0,
