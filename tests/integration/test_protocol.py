@@ -26,6 +26,7 @@ from lych_checkpoint.worker.barrier import Barrier
 from lych_checkpoint.worker.listener import listening
 from lych_checkpoint.worker.member import Member, clock_s
 from ops.servers.redis import RedisNode
+from tests.fixtures.client import wait_until
 
 
 @dataclass
@@ -62,21 +63,26 @@ class Worker:
     def __init__(self, store: Store, name: str, directory: Path, era: int = 0) -> None:
         self.boot = uuid.uuid4().hex
         self.exits: list[int] = []
+        self.reasons: list[str] = []
         self.started: list[str] = []
-        self.stands = True
+        self.doubt = ""
         self.alive_file = directory / f"{self.boot}.alive"
         self._descriptor = os.open(self.alive_file, os.O_CREAT | os.O_RDWR)
         fcntl.flock(self._descriptor, fcntl.LOCK_EX)
         entry = roster.Entry(name=name, boot=self.boot, pool="solo", identity=Identity.mine(),
                              alive_file=str(self.alive_file), loaded="sha256:1", disk="", generation=era + 1, era=era)
-        self.member = Member(store, entry, leave=lambda code, _why: self.exits.append(code),
-                             doubt=lambda: "" if self.stands else "a restore came", disk=lambda: "sha256:1",
+        self.member = Member(store, entry, leave=self._leave,
+                             doubt=lambda: self.doubt, disk=lambda: "sha256:1",
                              answer=lambda _store: None)
         self.barrier = Barrier(self._start, exempt=lambda _name: False, places=None,
                                may_start=self.member.may_start, wake=lambda: None, drained=self.member.say,
                                flag=bytearray(1))
         self.member.barrier = self.barrier
         self.tokens: dict[str, Any] = {}
+
+    def _leave(self, code: int, why: str) -> None:
+        self.exits.append(code)
+        self.reasons.append(why)
 
     def _start(self, request: Task) -> None:
         self.started.append(request.id)
@@ -292,7 +298,7 @@ def test_worker_asleep_through_a_wipe_starts_nothing_before_it_looked(
     one = worker()
     one.member.look()
     redis.Redis.from_url(redis_url).flushall()
-    one.stands = False  # a restore came while it slept
+    one.doubt = "a restore came while it slept"
     one.member._ticked_s -= roster.LICENCE_S * 2
     one.barrier.admit(Task("stale"))
     assert one.started == []
@@ -342,6 +348,37 @@ def test_slept_worker_goes_on_when_nothing_happened(store: Store, worker: Callab
     one.member._ticked_s -= roster.LICENCE_S * 2
     one.barrier.admit(Task("fresh"))
     assert one.started == ["fresh"]
+
+
+def test_worker_that_cannot_know_says_so_and_speaks_of_no_restore(
+    store: Store, worker: Callable[..., Worker]
+) -> None:
+    one = worker()
+    one.member.look()
+    one.doubt = "PostgreSQL cannot be reached"
+    one.member.connection_renewed()
+    assert one.exits == [75]
+    assert one.reasons == ["the connection was lost: PostgreSQL cannot be reached"]
+
+
+def test_listener_outlives_what_it_did_not_foresee(
+    store: Store, worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = worker()
+    one.member.look()
+    tick, left = one.member.tick, [RuntimeError("odd"), RuntimeError("odd again")]
+
+    def fail_at_first() -> None:
+        if left:
+            raise left.pop()
+        tick()
+
+    monkeypatch.setattr(one.member, "tick", fail_at_first)
+    with listening(store, one.member) as thread:
+        wait_until(lambda: not left)
+        lease.take(store, mode="checkpoint", reason="a test", coordinator={}, lowest_epoch=0, lease_s=30)
+        wait_until(lambda: one.member.frozen, 5)
+        assert thread.is_alive()
 
 
 def test_worker_frozen_for_a_restore_never_thaws_by_absence(store: Store, worker: Callable[..., Worker]) -> None:
