@@ -243,10 +243,7 @@ class Aside(ABC, Generic[S]):
         return odd
 
     def _warnings(self, server: Server) -> list[str]:
-        others = losses.neighbours(self._ground.url, server.neighbours)
-        what = f"{self.name} captures the whole cluster: {', '.join(others)} come back too"
-        emptied = "their sequences may skip values and their UNLOGGED tables come back empty"
-        return [f"{what}, {emptied}"] if others else []
+        return losses.neighbours(self._ground.url, server.neighbours, self.name)
 
     def _exchange(self, staged: Evidence, wanted: str) -> None:
         shelf, config, stage = self._shelf_of(staged), str(staged["config_file"]), str(staged["stage"])

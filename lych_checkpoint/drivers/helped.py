@@ -38,7 +38,7 @@ class Helped:
         except Refused as error:
             unfit = Unfit(error.what, error.mend or "see LYCH_HELPER in docs/settings.md")
         except (KeyError, TypeError):
-            unfit = Unfit("it is of another release", "install the same release of lych-checkpoint for both")
+            unfit = Unfit("it is of another release", "install the same release for both")
         return None if unfit is None else Unfit(f"LYCH_HELPER: {unfit.what}", unfit.mend)
 
     def preflight(self) -> list[str]:

@@ -192,11 +192,11 @@ class Postmaster:
     def _start(self, log: Path, options: dict[str, str]) -> None:
         begin = log.stat().st_size if log.exists() else 0
         try:
-            self._try_to_start(log, options)
+            self._try_to_start(log, options, begin)
         except Refused:
-            if not self._unlock(log.read_bytes()[begin:].decode(errors="replace") if log.exists() else ""):
+            if not self._unlock(_since(log, begin)):
                 raise
-            self._try_to_start(log, options)
+            self._try_to_start(log, options, begin)
 
     def _unlock(self, said: str) -> bool:
         """Take away the lock files that a start ran into, if they are of a server on this PGDATA: it is dead.
@@ -214,7 +214,7 @@ class Postmaster:
                     taken = True
         return taken
 
-    def _try_to_start(self, log: Path, options: dict[str, str]) -> None:
+    def _try_to_start(self, log: Path, options: dict[str, str], begin: int) -> None:
         text = shlex.join([part for name, value in options.items() for part in ("-c", f"{name}={value}")])
         try:
             # It must not go on when this process is killed: whoever comes next has to see what was begun.
@@ -226,7 +226,7 @@ class Postmaster:
             if self._runs():  # a pg_ctl that outlived its killed parent was faster
                 self._wait_until_ready()
                 return
-            text = log.read_text(errors="replace") if log.exists() else ""
+            text = _since(log, begin)
             lines = text.splitlines()
             lines = ([line for line in lines if "FATAL" in line] or lines)[-3:]
             raise Refused(f"the server does not start: {' | '.join(lines) or error.what}", str(self.pgdata),
@@ -285,3 +285,8 @@ class Postmaster:
         with suppress(OSError):
             return entry.stat().st_uid == self.owner.uid and (entry / "comm").read_text().strip() == "postgres"
         return False
+
+
+def _since(log: Path, begin: int) -> str:
+    """Return what was written into a log behind its first ``begin`` bytes."""
+    return log.read_bytes()[begin:].decode(errors="replace") if log.exists() else ""

@@ -20,6 +20,7 @@ from lych_checkpoint.vault import Vault
 from tests.architecture import rooms
 from tests.fixtures.programs import environment, run, silent_server
 from tests.fixtures.sealed import make_checkpoint
+from tests.fixtures.workers import Lych
 
 VERBS = {
     "init", "create", "list", "show", "diff", "verify", "rehearse", "restore", "recover", "gate", "status", "freeze",
@@ -301,3 +302,12 @@ def test_the_commands_that_errors_advise_exist() -> None:
         assert command is not None, verb
         known = {name for parameter in command.params for name in parameter.opts}
         assert set(options.split()) <= known | {"--help"}, (verb, options)
+
+
+def test_doctor_says_for_each_driver_that_does_not_fit_what_mends_it(lych: Lych) -> None:
+    assert lych("init").code == 0
+    checks = lych("doctor", "--json").json["checks"]
+    drivers = {one["what"].partition(":")[0]: one for one in checks if one["check"] == "drivers"}
+    unfit = [drivers[name] for name in ("btrfs", "reflink", "pitr", "dump") if drivers[name]["state"] == "warning"]
+    assert "is on no Btrfs" in unfit[0]["what"]
+    assert [one["what"] for one in unfit if not one["mend"]] == []

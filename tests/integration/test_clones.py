@@ -13,6 +13,7 @@ from lych_checkpoint.drivers import kernel, trees
 from lych_checkpoint.drivers.clones import Clones
 from lych_checkpoint.errors import Damage
 from tests.fixtures.children import in_child
+from tests.fixtures.lacking import need_root
 
 _BLOCK = 4096
 
@@ -116,6 +117,17 @@ def test_a_copy_whose_own_place_vanishes_is_none(shelf: Clones) -> None:
 
     with shelf.opened() as top, kernel.directory(shelf.pgdata) as live, pytest.raises(FileNotFoundError):
         trees.copy(live, top, "sealed", vanish, "global/pg_control")
+
+
+def test_what_root_notes_is_the_owners(shelf: Clones) -> None:
+    need_root()
+    nobody = pwd.getpwnam("nobody")
+    for path in (shelf.pgdata, shelf.path):
+        os.chown(path, nobody.pw_uid, nobody.pw_gid)
+    shelf.note("base", {"base": "x"})
+    found = (shelf.path / "base.json").stat()
+    assert (found.st_uid, found.st_gid) == (nobody.pw_uid, nobody.pw_gid)
+    assert shelf.noted("base") == {"base": "x"}
 
 
 def test_no_two_files_are_called_the_same(shelf: Clones) -> None:

@@ -34,6 +34,12 @@ def directory(btrfs: Path, request: pytest.FixtureRequest) -> Path:
     return made
 
 
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(fstab, "_FSTAB", tmp_path / "fstab")
+    return tmp_path / "fstab"
+
+
 def facts(path: Path) -> tuple[bool, bool, int, int]:
     """Return whether it is a subvolume, whether it has +C, its owner and its mode."""
     with kernel.directory(path) as top:
@@ -48,7 +54,7 @@ def init(*argv: str | Path) -> tuple[int, dict]:
     return done.returncode, json.loads(done.stdout)
 
 
-def test_a_server_in_what_it_makes_is_one_for_btrfs(directory: Path) -> None:
+def test_a_server_in_what_it_makes_is_one_for_btrfs(directory: Path, table: Path) -> None:
     owner = Owner.of(directory)
     path = directory / "pgdata"
     code, said = init(path)
@@ -60,6 +66,13 @@ def test_a_server_in_what_it_makes_is_one_for_btrfs(directory: Path) -> None:
         soul = Soul.open(ground, "btrfs", "refuse")
         assert [one for one in soul.preflight() if "+C" in one] == []
         assert init(path) == (0, {**said, "made": False})
+        with kernel.directory(path) as top:
+            number = btrfs_calls.info(top).number
+        table.write_text(f"LABEL=nobody_finds_it /srv btrfs subvolid={number}")
+        unfit = dict(Soul.reports(ground))["btrfs"]
+        assert unfit is not None
+        assert "fstab" in unfit.what
+        assert f"subvolid={number}" in unfit.mend
 
 
 def test_root_says_whose_it_is_where_the_directory_is_roots(directory: Path) -> None:
@@ -127,12 +140,6 @@ def test_a_place_that_does_not_do_is_refused_and_left_as_it_is(directory: Path, 
     assert caught.value.code == "pgdata"
     assert caught.value.mend
     assert sorted(directory.rglob("*")) == before
-
-
-@pytest.fixture
-def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(fstab, "_FSTAB", tmp_path / "fstab")
-    return tmp_path / "fstab"
 
 
 def test_a_subvolume_that_fstab_mounts_by_number_is_told(directory: Path, table: Path) -> None:
