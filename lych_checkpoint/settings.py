@@ -56,7 +56,8 @@ class Settings(BaseSettings):
     dirty: Literal["refuse", "capture"] = "refuse"
     """What `create` does with a dirty repository."""
     dirty_limit_bytes: int = Field(default=256 << 20, gt=0)
-    """With `capture`: what changed and untracked files of one repository may hold together."""
+    """What changed and untracked files of one repository may hold together: more is refused by `capture`, and moved
+    aside, not captured, by a restore."""
     dump_jobs: int = Field(default=1, ge=1, le=64)
     """How many connections `dump` reads and restores by. More than one: a queued ALTER or TRUNCATE fails the dump."""
     writers: Literal["refuse", "fence", "note"] = "refuse"

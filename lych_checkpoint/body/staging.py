@@ -132,7 +132,7 @@ def _plan(
                 return _Plan(pin, sound, [])
             sound = None  # what is there damaged cannot be fetched over
     except Refused as error:
-        if error.code != "git-slow":
+        if error.code not in ("git-slow", "broken"):
             raise
         sound = None  # better now than while workers are frozen
     if sound is None:

@@ -39,6 +39,7 @@ _CONFIGURATION = {
     "core.sshCommand": "false", "core.alternateRefsCommand": "true", "core.quotePath": "false",
     "core.preloadIndex": "true", "submodule.recurse": "false", "fetch.recurseSubmodules": "false",
     "protocol.allow": "never", "gc.auto": "0", "maintenance.auto": "false", "advice.detachedHead": "false",
+    "advice.graftFileDeprecated": "false",
 }
 
 

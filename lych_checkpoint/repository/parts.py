@@ -12,8 +12,8 @@ from pathlib import Path
 from lych_checkpoint.errors import Refused
 
 #: Files of a git directory that git opens whatever they are; a pipe would keep it for ever.
-_OPENED = ("index", "config", "config.worktree", "packed-refs", "shallow", "info/exclude", "info/sparse-checkout",
-           "objects/info/alternates", "objects/info/commit-graph")
+_OPENED = ("index", "config", "config.worktree", "packed-refs", "shallow", "info/attributes", "info/exclude",
+           "info/sparse-checkout", "objects/info/alternates", "objects/info/commit-graph")
 #: What a file may hold that names a commit or a directory.
 MOST_NAME_BYTES = 1 << 16
 

@@ -108,6 +108,32 @@ def report(part: str, head: dict[str, Any], rows: Sequence[Row]) -> Path:
     return path
 
 
+def document(
+    part: str, title: str, text: str, head: Mapping[str, Any], rows: Sequence[Row],
+    goals_ms: Mapping[tuple[str, str], float],
+) -> str:
+    """Return what `docs/bench-PART.md` says: where and when, ``text``, each row beside its floor and its goal."""
+    by_name = {(row.what, row.variant): row for row in rows}
+    machine, then, now = head["machine"], head["noise"], noise()
+    versions = ", ".join(f"{name} {one}" for name, one in head["versions"].items())
+    where = (f"{machine['cores']} cores ({machine['cpu']}), {machine['memory_bytes'] / 1e9:.0f} GB, "
+             f"Linux {machine['kernel']}, {head['file_system']}; load {then['load_1m']:.1f} before and "
+             f"{now['load_1m']:.1f} after, sleeps wake {then['late_p95_ms']:.2f} and {now['late_p95_ms']:.2f} ms "
+             f"late (p95); {versions}")
+    lines = [
+        f"# {title}", "",
+        f"`make bench PART={part}` on {str(head['at'])[:10]} at commit {head['commit']}: {where}.", "", text, "",
+        "| what | | p50 ms | p95 ms | max ms | n | × floor | goal (p50) |", "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        ratio, goal_ms = _ratio(row, by_name), goals_ms.get((row.what, row.variant))
+        judged = "" if goal_ms is None else f"≤ {goal_ms:g} ms: {'met' if row.p50_ms <= goal_ms else '**missed**'}"
+        lines.append(f"| {row.what} | {row.variant} | {_shown(row.p50_ms)} | {_shown(row.p95_ms)} | "
+                     f"{_shown(max(row.samples_ms))} | {len(row.samples_ms)} | "
+                     f"{'' if ratio is None else f'{ratio:.2f}'} | {judged} |")
+    return "\n".join(lines) + "\n"
+
+
 def _shown(took_ms: float) -> str:
     """Return milliseconds, of which a table's column is, or so many nanoseconds where that would be nought."""
     return f"{took_ms:.2f}" if took_ms >= 0.01 else f"{took_ms * 1e6:.0f} ns"

@@ -56,6 +56,7 @@ REPOSITORIES = st.fixed_dictionaries({
     "dirty": st.none() | trees(ODD_FILES), "staged": st.booleans(),
     "future": st.none() | trees(FILES), "soil": st.none() | trees(ODD_FILES),
     "wreck": st.sampled_from(["", "", "index", "gone", "orphan", "detached", "ignored in the way"]),
+    "kind": st.sampled_from(["plain", "plain", "sha256", "worktree"]), "closed": st.booleans(),
 })
 
 
@@ -79,9 +80,40 @@ def save(directory: Path, message: str) -> None:
     git(directory, "commit", "-q", "--allow-empty", "-m", message)
 
 
-def begin(directory: Path, plan: dict[str, Any]) -> None:
+def git_directory(directory: Path, *, shared: bool = False) -> Path:
+    return directory / git(directory, "rev-parse", "--git-common-dir" if shared else "--git-dir")
+
+
+def close(directory: Path) -> None:
+    """Give every directory a mode that git does not keep."""
+    for folder, names, _ in os.walk(os.fsencode(directory)):
+        names[:] = [name for name in names if name != b".git"]
+        for name in names:
+            if not os.path.islink(os.path.join(folder, name)):
+                os.chmod(os.path.join(folder, name), 0o700)
+
+
+def folders(directory: Path) -> dict[bytes, int]:
+    """The modes of the directories."""
+    found = {}
+    for folder, names, _ in os.walk(os.fsencode(directory)):
+        names[:] = [name for name in names if name != b".git" and not os.path.islink(os.path.join(folder, name))]
+        found |= {os.path.relpath(path, os.fsencode(directory)): stat.S_IMODE(os.lstat(path).st_mode)
+                  for path in (os.path.join(folder, name) for name in names)}
+    return found
+
+
+def begin(directory: Path, plan: dict[str, Any], mains: Path) -> None:
     directory.mkdir(parents=True)
-    git(directory, "init", "-q", "-b", "main")
+    if plan["kind"] == "worktree":
+        main = mains / directory.name
+        main.mkdir(parents=True)
+        git(main, "init", "-q", "-b", "main")
+        save(main, "Before")
+        git(main, "checkout", "-q", "--detach")
+        git(main, "worktree", "add", "-q", str(directory), "main")
+    else:
+        git(directory, "init", "-q", "-b", "main", f"--object-format={plan['kind'].replace('plain', 'sha1')}")
     if plan["attributes"]:
         (directory / ".gitattributes").write_bytes(plan["attributes"])
     if plan["ignores"]:
@@ -90,6 +122,8 @@ def begin(directory: Path, plan: dict[str, Any]) -> None:
     save(directory, "Begin")
     if plan["dirty"] is not None:
         write(directory, plan["dirty"])
+        if plan["closed"]:
+            close(directory)
         if plan["staged"]:
             git(directory, "add", "-A")
 
@@ -102,7 +136,7 @@ def wreck(directory: Path, plan: dict[str, Any]) -> None:
         write(directory, plan["soil"])
     how = plan["wreck"]
     if how == "index":
-        (directory / ".git/index").write_bytes(b"DIRC nonsense")
+        (git_directory(directory) / "index").write_bytes(b"DIRC nonsense")
     elif how == "gone":
         shutil.rmtree(directory)
     elif how == "orphan":
@@ -114,8 +148,8 @@ def wreck(directory: Path, plan: dict[str, Any]) -> None:
     elif how == "detached":
         git(directory, "checkout", "-q", "--detach")
     elif how == "ignored in the way":
-        (directory / ".git/info").mkdir(exist_ok=True)
-        (directory / ".git/info/exclude").write_text("*\n")
+        (git_directory(directory, shared=True) / "info").mkdir(exist_ok=True)
+        (git_directory(directory, shared=True) / "info/exclude").write_text("*\n")
         sealed = plan["committed"] if plan["dirty"] is None else plan["dirty"]
         write(directory, dict.fromkeys(sealed, ("file", 0o600, b"in the way")))
 
@@ -136,9 +170,10 @@ def test_any_federation_comes_back(plans: list[dict[str, Any]]) -> None:
         names = ["core", "extensions/one", "extensions/two"][:len(plans)]
         story = Story(root, Path(place, "vault"))
         for name, plan in zip(names, plans, strict=True):
-            begin(root / name, plan)
+            begin(root / name, plan, Path(place, "mains"))
         lock = story.checkpoint(dirty="capture")
         sealed = {name: contents(root / name) for name in names}
+        doors = {name: folders(root / name) for name in names}
         for name, plan in zip(names, plans, strict=True):
             wreck(root / name, plan)
         evolved = {name: contents(root / name) for name in names if (root / name).exists()}
@@ -147,6 +182,8 @@ def test_any_federation_comes_back(plans: list[dict[str, Any]]) -> None:
         for pin in lock.repos:
             exact = (lambda found: found) if pin.captured else as_git_keeps_it
             assert exact(contents(root / pin.path)) == exact(sealed[pin.path])
+            if pin.captured:
+                assert folders(root / pin.path).items() >= doors[pin.path].items()
         body.switch_back(displaced, root, "t1")
         for pin in displaced.repos:
             exact = (lambda found: found) if pin.captured else as_git_keeps_it

@@ -122,9 +122,11 @@ def test_there_and_back_again(story: Story) -> None:
     differing = [line.split(":")[0] for line in body.verify(lock, story.root)]
     assert differing == ["core", "core", "extensions/alpha", "extensions/alpha"]
     evolved = story.all_contents()
+    places = [(story.root / name).stat().st_ino for name in NAMES]
     displaced = story.restore(lock)
     assert body.verify(lock, story.root) == []
     assert story.all_contents() == sealed
+    assert [(story.root / name).stat().st_ino for name in NAMES] == places  # in place, not made anew
     assert git(story.core, "status", "--porcelain") == ""
     # The branch was not forced: its tip is the future still, so HEAD is detached.
     assert git(story.core, "rev-parse", "main") == future
@@ -371,10 +373,11 @@ def test_the_safety_copy_is_a_body_like_any_other(story: Story, tmp_path: Path) 
     body.bundle_lock(displaced, story.root, "t1", tmp_path / "safety")
     body.unstage(lock, story.root, "t1")
     shutil.rmtree(story.shadow)
+    place = story.core.stat().st_ino
     body.stage(displaced, story.root, tmp_path / "safety", "t2")
     story.displace("t2")
     body.switch(displaced, story.root, "t2")
-    assert story.all_contents() == dirty
+    assert (story.all_contents(), story.core.stat().st_ino) == (dirty, place)
 
 
 def test_an_operation_in_progress_is_set_aside(story: Story) -> None:
@@ -429,6 +432,35 @@ def test_bytecode_does_not_outlive_its_source(story: Story) -> None:
     story.restore(lock)
     assert not list(story.core.rglob("__pycache__"))
     assert not (story.core / "later").exists()
+
+
+def test_a_linked_worktree_there_and_back(story: Story, tmp_path: Path) -> None:
+    beta = story.root / "extensions/beta"
+    beta.rename(tmp_path / "main")
+    git(tmp_path / "main", "checkout", "-q", "--detach")
+    git(tmp_path / "main", "worktree", "add", "-q", str(beta), "main")
+    lock = story.checkpoint()
+    sealed = story.all_contents()
+    later = commit(beta, {"beta/__init__.py": "VERSION = 2\n"})
+    (beta / "dirty").write_text("not committed\n")
+    evolved = story.all_contents()
+    displaced = story.restore(lock)
+    assert (story.all_contents(), body.verify(lock, story.root)) == (sealed, [])
+    assert git(beta, "status", "--porcelain") == ""
+    assert git(tmp_path / "main", "rev-parse", "main") == later
+    assert (beta / ".git").is_file()
+    body.switch_back(displaced, story.root, "t1")
+    assert story.all_contents() == evolved
+    assert git(beta, "symbolic-ref", "HEAD") == "refs/heads/main"
+    git(beta, "worktree", "lock", str(beta))
+    body.unstage(lock, story.root, "t1")
+    # A lock that does not know it moves it away whole, where it can still be read.
+    without = BodyLock(checkpoint="c2", created_at="", repos=lock.repos[:-1])
+    displaced = story.restore(without, "t2")
+    assert not beta.exists()
+    assert body.bundle_lock(displaced, story.root, "t2", tmp_path / "safety") == []
+    body.switch_back(displaced, story.root, "t2")
+    assert story.all_contents() == evolved
 
 
 def test_the_root_as_core_with_everything_inside_it(tmp_path: Path) -> None:

@@ -143,6 +143,25 @@ def test_a_callers_environment_does_not_count(one: Path, tmp_path: Path, monkeyp
         assert lens.git("ls-files").out == b"a\n"
 
 
+def test_every_file_of_a_commit_is_read(one: Path) -> None:
+    (one / "large").write_bytes(os.urandom(3_000_000))  # git streams such a one, and goes on when it is damaged
+    commit(one, {"small": "1\n"})
+    repository = Repository.at(one)
+    head = repository.head().commit
+    with reading() as reader:
+        assert reader.reads(repository, head)
+        for name in ("small", "large"):
+            blob = git(one, "rev-parse", f"HEAD:{name}")
+            path = one / ".git/objects" / blob[:2] / blob[2:]
+            whole = path.read_bytes()
+            path.chmod(0o644)
+            path.write_bytes(whole[:-8] + bytes([whole[-8] ^ 255]) + whole[-7:])
+            assert not reader.reads(repository, head)
+            assert reader.holds(repository, head)
+            path.write_bytes(whole)
+        assert reader.reads(repository, head)
+
+
 def test_a_directory_name_is_taken_as_it_is(tmp_path: Path) -> None:
     odd = tmp_path / "$HOME ~ 'x' --upload-pack=y"
     head = make_repository(odd, {"a": "1\n"})
