@@ -25,7 +25,7 @@ demo: .venv/.ready  ## a running federation: frozen, sealed, wrecked, brought ba
 	@$(PY) -m ops.demo
 
 test: .venv/.ready  ## unit and integration tests on real servers; TESTS=path, JOBS=n
-	@$(PY) -m pytest -n $(JOBS) --dist loadfile $(TESTS)
+	@$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 check: .venv/.ready  ## ruff, mypy --strict, the import law
 	@$(PY) -m ruff check .

@@ -1,5 +1,9 @@
 """Every fixture lives in a room of its own under tests/fixtures."""
 
+from __future__ import annotations
+
+import pytest
+
 pytest_plugins = [
     "tests.fixtures.places",
     "tests.fixtures.postgres",
@@ -16,3 +20,13 @@ pytest_plugins = [
     "tests.fixtures.hosts",
     "tests.fixtures.souls",
 ]
+
+#: The files that take minutes, the longest first: one that began last would keep a whole run waiting for itself.
+_LONG = (
+    "test_kills", "test_driver_contract", "test_body_property", "test_body_killed", "test_faults", "test_protocol",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have long files begin first."""
+    items.sort(key=lambda item: _LONG.index(item.path.stem) if item.path.stem in _LONG else len(_LONG))
