@@ -269,6 +269,26 @@ def test_two_may_check_the_same_copy_at_once(place: Place, tmp_path: Path) -> No
     soul.discard(facts)
 
 
+@pytest.mark.parametrize("node", ["btrfs"], indirect=True)
+def test_want_of_memory_is_no_damage(place: Place, server_directory: Path, tmp_path: Path) -> None:
+    soul = place.soul()
+    with soul.capturing("c", tmp_path / "soul") as capture:
+        capture.begin()
+        capture.take()
+        capture.end()
+        facts = capture.finish()
+    wrapper = server_directory / "pg_ctl"
+    wrapper.write_text(f'#!/bin/sh\nulimit -v 120000\nexec "{place.node.pg_bin / "pg_ctl"}" "$@"\n')
+    wrapper.chmod(0o755)
+    server_directory.chmod(0o755)
+    poor = Soul.open(replace(place.ground, pg_bin=server_directory), "btrfs", "refuse")
+    with pytest.raises(Refused) as caught:
+        poor.verify(facts, tmp_path / "soul", deep=True)
+    assert caught.value.code == "server-starved", caught.value
+    assert soul.verify(facts, tmp_path / "soul", deep=True) == []
+    soul.discard(facts)
+
+
 # What makes a driver unfit: each reason comes with what mends it, and is gone when that was done.
 
 
@@ -352,7 +372,7 @@ def test_a_setting_that_does_not_do_is_told_with_what_mends_it(place: Place, tmp
     stranger = make_conninfo(place.url, user="stranger", password="x")
     for changed, what, mend in (
         ({"url": make_conninfo(place.url, host="0.0.0.0")}, "on another machine", "LYCH_DRIVER=dump"),
-        ({"pgdata": tmp_path}, "is on no|not on the same|belongs to|PG_VERSION", ""),
+        ({"pgdata": tmp_path}, "is on no|the server runs in|belongs to|PG_VERSION", ""),
         ({"pgdata": place.node.pgdata / "missing"}, "No such file", "LYCH_PGDATA"),
         ({"pg_bin": tmp_path}, "pg_ctl was not found", "LYCH_PG_BIN"),
         ({"url": stranger, "pgdata": None}, "may not see data_directory", "LYCH_PGDATA"),
