@@ -76,8 +76,11 @@ class Area:
         """Make the place.
 
         Raises:
-            Refused: the root cannot be written.
+            Refused: the root cannot be written (``root-read-only``), or the place is a symlink (``leaves-root``).
         """
+        for place in (self.path.parent, self.path):
+            if place.is_symlink():  # whoever writes the root would have us write elsewhere, perhaps as root
+                raise Refused("is a symlink", str(place), "remove it", "leaves-root")
         try:
             make_directory(self.path.parent)
             self.path.mkdir(exist_ok=True, mode=0o700)

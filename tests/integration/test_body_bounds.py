@@ -138,3 +138,15 @@ def test_a_terabyte_is_not_captured_while_workers_are_frozen(story: Story) -> No
     assert story.all_contents() == sealed
     [kept] = (story.root / ".lych-stage/t1/old-files").rglob("sparse")
     assert kept.stat().st_size == 1 << 40
+
+
+@pytest.mark.parametrize("name", [".lych-stage", ".lych-stage/t1"])
+def test_the_place_of_a_restore_is_no_way_out(story: Story, tmp_path: Path, name: str) -> None:
+    lock, outside = story.checkpoint(), tmp_path / "outside"
+    outside.mkdir()
+    (story.root / name).parent.mkdir(exist_ok=True)
+    (story.root / name).symlink_to(outside)
+    with pytest.raises(Refused) as caught:
+        story.stage(lock)
+    assert caught.value.code == "leaves-root"
+    assert not list(outside.iterdir())
