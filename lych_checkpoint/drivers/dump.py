@@ -106,13 +106,15 @@ class DumpDriver:
 
     def abort(self) -> None:
         """End pg_dump and take away its files."""
-        if self._dumping is not None:
-            self._dumping.close()
-        if self._into is not None:
-            for name in (_FILE, _SETTINGS):
-                (self._into / name).unlink(missing_ok=True)
-            if (self._into / _DIRECTORY).exists():
-                shutil.rmtree(self._into / _DIRECTORY)
+        try:
+            if self._dumping is not None:
+                self._dumping.close()
+        finally:  # a server that died lets nothing be closed in order
+            if self._into is not None:
+                for name in (_FILE, _SETTINGS):
+                    (self._into / name).unlink(missing_ok=True)
+                if (self._into / _DIRECTORY).exists():
+                    shutil.rmtree(self._into / _DIRECTORY)
 
     def verify(self, evidence: Evidence, folder: Path, *, deep: bool = False) -> list[str]:
         """Read the archive's contents list, with ``deep`` all of it; of a safety copy, see whether it is there."""
