@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from lych_checkpoint import body, restore, soul, witness
-from lych_checkpoint.database import activity, connect, speaking
+from lych_checkpoint.database import activity, connect, losses, speaking
 from lych_checkpoint.database.server import describe
-from lych_checkpoint.drivers import HELPED
+from lych_checkpoint.drivers.base import takes_whole_cluster
 from lych_checkpoint.federation import Federation
 from lych_checkpoint.manifest import BodyLock, Manifest
 from lych_checkpoint.restoration import PHASES, RESTORED, next_generation
@@ -46,14 +46,14 @@ def plan(federation: Federation, name: str, waiting: dict[str, int] | None = Non
     with connect(settings.need("database_url")) as connection, speaking(connection):
         known = witness.read(connection)
         present = activity.read(connection)
-        neighbours = describe(connection).neighbours if manifest.soul.driver in HELPED else ()
+        cluster = describe(connection).neighbours if takes_whole_cluster(manifest.soul.driver) else ()
     created = datetime.fromisoformat(manifest.created_at)
     return {
         "checkpoint": manifest.id, "created_at": manifest.created_at, "driver": manifest.soul.driver,
         "age_s": round((datetime.now(UTC) - created).total_seconds()),
         "generation": {"from": known.generation if known else None, "to": next_generation(federation, known)},
         "repos": _repos(federation, manifest, uncommitted),
-        "neighbours": list(neighbours),
+        "neighbours": losses.neighbours(settings.need("database_url"), cluster),
         "rows": _rows(federation, manifest, known, present),
         "safety": {"needed_bytes": needed_bytes, "free_bytes": free_bytes, "fits": needed_bytes <= free_bytes},
         "queues": None if waiting is None else {"waiting": waiting, "policy": settings.queue_policy},

@@ -78,11 +78,9 @@ def readers(connection: Connection, *, forks: bool) -> list[str]:
     return warnings
 
 
-def neighbours(url: str, names: tuple[str, ...], driver: str) -> list[str]:
-    """Warn of the databases of ``names``, which come back too; of `postgres` only if something may be in it."""
-    others = [name for name in names if name != "postgres" or not _is_bare(with_name(url, name))]
-    what = f"{driver} captures the whole cluster: {', '.join(others)} come back too"
-    return [f"{what}, their sequences may skip values and their UNLOGGED tables come back empty"] if others else []
+def neighbours(url: str, names: tuple[str, ...]) -> list[str]:
+    """Return the databases of ``names`` that lose something if they go back; `postgres` only if it holds anything."""
+    return [name for name in names if name != "postgres" or not _is_bare(with_name(url, name))]
 
 
 def _is_bare(url: str) -> bool:

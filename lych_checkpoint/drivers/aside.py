@@ -243,7 +243,10 @@ class Aside(ABC, Generic[S]):
         return odd
 
     def _warnings(self, server: Server) -> list[str]:
-        return losses.neighbours(self._ground.url, server.neighbours, self.name)
+        others = losses.neighbours(self._ground.url, server.neighbours)
+        what = f"{self.name} captures the whole cluster: {', '.join(others)} come back too"
+        return [f"{what}, their sequences may skip values and their UNLOGGED tables come back empty"
+                ] if others else []
 
     def _exchange(self, staged: Evidence, wanted: str) -> None:
         shelf, config, stage = self._shelf_of(staged), str(staged["config_file"]), str(staged["stage"])

@@ -37,13 +37,14 @@ def load(url: str, archive: Path, program: Path, jobs: int, wanted: Collection[E
         run([program, "--exit-on-error", "--no-password", f"--jobs={jobs}", f"--dbname={address}", *how, archive],
             timeout_s=RESTORE_S, environment=secret)
 
-    with connect(url) as connection, speaking(connection), progress.told("pg_restore", size_bytes):
+    with connect(url) as connection, speaking(connection):
         patient(connection)
         extensions.refuse_unavailable(connection, wanted)
-        if extensions.in_other_versions(connection, wanted):
-            _load_in_two(restore, run([program, "--list", archive], timeout_s=RESTORE_S), connection, wanted)
-        else:
-            restore()
+        with progress.told("pg_restore", size_bytes):
+            if extensions.in_other_versions(connection, wanted):
+                _load_in_two(restore, run([program, "--list", archive], timeout_s=RESTORE_S), connection, wanted)
+            else:
+                restore()
         rows(connection, "ANALYZE")  # or the first queries after the switch are planned blind
 
 

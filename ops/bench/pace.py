@@ -68,13 +68,13 @@ def measure(ground: Ground, pool: str, pairs: int) -> tuple[list[Row], dict[str,
     return rows, {"with / without": _interval(ratios["plugin"]), "without / without": _interval(ratios["again"])}
 
 
-def safepoint_ns(ground: Ground, n: int) -> Row:
-    """Measure `safepoint()` in a thawed prefork child, less the loop around it."""
+def safepoint_ns(ground: Ground, pool: str, n: int) -> Row:
+    """Measure `safepoint()` where the one worker of ``pool`` runs its bodies, thawed, less the loop around it."""
     with Celery("bench", broker=ground.broker.url, set_as_current=False) as app, \
             redis.Redis.from_url(ground.broker.url, socket_timeout=None) as client:
         app.send_task("time_safepoints", args=[n, 20_000])
         found = client.blpop(["bench:safepoints"], timeout=60)
-    return Row("safepoint(), thawed", "prefork", tuple(json.loads(found[1])))
+    return Row("safepoint(), thawed", pool, tuple(json.loads(found[1])))
 
 
 def stamping(ground: Ground, n: int) -> Row:

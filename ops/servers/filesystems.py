@@ -17,7 +17,7 @@ Kind = Literal["btrfs", "ext4", "xfs"]
 
 
 @contextmanager
-def loop_mount(kind: Kind, *, size_gb: int = 4) -> Iterator[Path]:
+def loop_mount(kind: Kind, *, size_gb: int = 8) -> Iterator[Path]:
     """Mount a fresh sparse image and yield its mount point; unmounted and removed after. Needs root.
 
     Raises:

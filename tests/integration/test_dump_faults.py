@@ -201,7 +201,7 @@ def test_a_standby_is_named(soul: Soul, postgres: PostgresNode) -> None:
     os.chown(signal_file, postgres.owner.uid, postgres.owner.gid)
     try:
         control("start")
-        assert soul.driver.probe() == "the server is a standby: use its primary"
+        assert str(soul.driver.probe()) == "the server is a standby: set LYCH_DATABASE_URL to its primary"
     finally:
         control("promote")
         postgres.stop()
