@@ -11,6 +11,7 @@ pytest_plugins = [
     "tests.fixtures.rabbitmq",
     "tests.fixtures.federation",
     "tests.fixtures.filesystems",
+    "tests.fixtures.ready",
     "tests.fixtures.workers",
     "tests.fixtures.vaults",
     "tests.fixtures.client",

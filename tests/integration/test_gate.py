@@ -94,15 +94,17 @@ def test_worker_says_what_keeps_it_from_starting(
     assert "Traceback" not in worker.text
     if code == 2:
         assert setting in worker.text
+    codes = {}
     for verb in (["create", "--here"], ["gate"], ["status"]):
         answer = lych(*verb, "--json", **{setting: value})
+        codes[verb[0]] = answer.code
         if answer.code != 0:
             assert answer.code == code, (verb, answer)
             assert set(answer.json["error"]) == {"code", "what", "where", "mend"}
         assert "Traceback" not in answer.err
     if setting != "LYCH_REDIS_URL":  # the gate reads witness and vault; the worker registers in Redis besides
-        assert lych("gate", **{setting: value}).code == code
-    assert lych("create", "--here", **{setting: value}).code == code
+        assert codes["gate"] == code
+    assert codes["create"] == code
 
 
 @pytest.mark.parametrize("breakage", ["empty", "unborn", "bare", "broken", "dirty"])

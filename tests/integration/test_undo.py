@@ -78,7 +78,7 @@ def rows(url: str) -> list[Any]:
         return connection.execute("select * from account order by id").fetchall()
 
 
-@pytest.mark.parametrize("soul", ["dump", "btrfs", "reflink"], indirect=True)
+@pytest.mark.parametrize("soul", ["dump", "btrfs"], indirect=True)
 def test_three_undos_end_where_it_began(lych: Lych, federation_root: Path, soul: dict[str, str]) -> None:
     url, core, gamma = soul["LYCH_DATABASE_URL"], federation_root / "core", federation_root / "extensions/gamma"
     with psycopg.connect(url) as connection:
