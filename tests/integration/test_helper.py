@@ -202,6 +202,7 @@ def test_capture_by_the_helper_and_restore_by_root(two: Two, federation_root: Pa
     assert [str(path) for path in strangers] == []
 
 
+@pytest.mark.parametrize("two", ["pitr"], indirect=True)
 def test_the_helper_believes_nobody(two: Two, tmp_path: Path) -> None:
     driver = two.environment["LYCH_DRIVER"]
     good = {"snapshot": "20260101T000000000000Z-abcdef", "uuid": "x", "generation": 1}
