@@ -19,6 +19,8 @@ from lych_checkpoint.process import Owner, run
 _CHECK_S = 24 * 3600
 #: With this pg_checksums ends when a page is wrong, or a file cannot be read.
 _WRONG = 1
+#: What it says, with the same exit code, of a server that died in its shutdown: its last checkpoint found no room.
+_NOT_STOPPED = "cluster must be shut down"
 
 
 def ticket(snapshot: str) -> str:
@@ -41,6 +43,9 @@ def damages(driver: Driver, shelf: Shelf, evidence: Evidence, folder: Path, pg_b
             run([need("pg_checksums", pg_bin, major_of(shelf.pgdata)), "--check", "-D",
                  shelf.path / str(plan["stage"])], owner=Owner.of(shelf.pgdata), cwd=Path("/"), timeout_s=_CHECK_S)
         except Refused as error:
+            if _NOT_STOPPED in error.what:
+                raise Refused("the server that recovered a copy to check it did not stop in order",
+                              str(shelf.path / snapshot), "make room, then verify again", "server-starved") from error
             checked = error.code == "program-failed" and error.facts.get("exit") == _WRONG and not starved(error.what)
             if not checked and error.code != "server-does-not-start":
                 raise
