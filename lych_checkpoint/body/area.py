@@ -25,6 +25,7 @@ from lych_checkpoint.errors import Refused
 from lych_checkpoint.ownership import make_directory
 from lych_checkpoint.repository.checkout import Aside
 from lych_checkpoint.repository.place import Repository
+from lych_checkpoint.vault import flush_directory
 
 PLACE = ".lych-stage"
 Side = Literal["new", "old"]
@@ -96,11 +97,7 @@ class Area:
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(self.path / "facts.json")
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        flush_directory(self.path)
 
     def recall(self) -> dict[str, Any]:
         """Return what was kept; empty if nothing was."""

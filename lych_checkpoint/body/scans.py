@@ -159,10 +159,7 @@ def _look(
         raise Refused(BUSY[stamp.busy[0]], member.path, "end it first", "dirty")
     head = repository.head()
     configuration = configurations.read(repository)
-    endless = worktree.endless(member.directory)
-    if endless:
-        raise Refused(f"{worktree.shown(endless)} is no file: git would read it for ever", member.path, "remove it",
-                      "broken")
+    worktree.refuse_endless(member.directory, member.path)
     unheld: tuple[str, ...] = ()
     with opened(repository, configuration, head.commit, fresh=False, leave_out=leave_out) as lens:
         tracked = worktree.tracked(lens)

@@ -128,10 +128,7 @@ def _bring(turn: _Turn, pin: RepoPin) -> None:
     members = listed_in(area.root, turn.comes.repos)
     member = next(one for one in members if one.path == pin.path)
     repository = Repository.at(member.directory)
-    endless = worktree.endless(member.directory)
-    if endless:  # made since it was staged; undoing asks no git here
-        raise Refused(f"{worktree.shown(endless)} is no file: git would read it for ever", pin.path, "remove it",
-                      "broken")
+    worktree.refuse_endless(member.directory, pin.path)  # made since it was staged; undoing asks no git here
     unlock(repository, alone=turn.alone)
     leaving = next((one.captured for one in turn.goes.repos if one.path == pin.path), "")
     bring_to(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,19 +129,14 @@ def unheld(lens: Lens) -> list[bytes]:
     return sorted(found | {path for path in _special(root, found) if not lens.left_out(path)})
 
 
-def _special(root: bytes, passed_over: set[bytes]) -> Iterator[bytes]:
-    """Give what is neither file nor directory nor symlink."""
-    waiting = [b""]
-    while waiting:
-        folder = waiting.pop()
-        with suppress(OSError), os.scandir(os.path.join(root, folder)) as entries:
-            for entry in entries:
-                path = os.path.join(folder, entry.name)
-                if entry.is_dir(follow_symlinks=False):
-                    if entry.name != b".git" and path + b"/" not in passed_over:
-                        waiting.append(path)
-                elif not (entry.is_file(follow_symlinks=False) or entry.is_symlink()):
-                    yield path
+def refuse_endless(directory: Path, name: str) -> None:
+    """Make sure that git would end to read the working tree of the repository that people call ``name``.
+
+    Raises:
+        Refused: see `endless` (code ``broken``).
+    """
+    if path := endless(directory):
+        raise Refused(f"{shown(path)} is no file: git would read it for ever", name, "remove it", "broken")
 
 
 def endless(directory: Path) -> bytes:
@@ -149,19 +144,23 @@ def endless(directory: Path) -> bytes:
 
     A pipe that is called `.gitignore` keeps a status for ever; of all others git looks at no more than the mode.
     """
-    waiting = [os.fsencode(directory)]
+    found = _special(os.fsencode(directory), frozenset())
+    return next((path for path in found if os.path.basename(path) in _READ), b"")
+
+
+def _special(root: bytes, passed_over: Collection[bytes]) -> Iterator[bytes]:
+    """Give what is neither file nor directory nor symlink. What cannot be read is passed over: git says so."""
+    waiting = [b""]
     while waiting:
-        try:
-            with os.scandir(waiting.pop()) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        if entry.name != b".git":
-                            waiting.append(entry.path)
-                    elif entry.name in _READ and not (entry.is_file(follow_symlinks=False) or entry.is_symlink()):
-                        return os.path.relpath(entry.path, os.fsencode(directory))
-        except OSError:
-            continue  # git says what it cannot read
-    return b""
+        folder = waiting.pop()
+        with suppress(OSError), os.scandir(os.path.join(root, folder)) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    path = os.path.join(folder, entry.name)
+                    if entry.name != b".git" and path + b"/" not in passed_over:
+                        waiting.append(path)
+                elif not (entry.is_file(follow_symlinks=False) or entry.is_symlink()):
+                    yield os.path.join(folder, entry.name)
 
 
 def is_below(path: bytes) -> bool:

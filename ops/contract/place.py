@@ -64,11 +64,7 @@ class Place:
         """Capture in a window in which nobody writes."""
         name = name or unique("c")
         folder = self.into / name / "soul"
-        with soul.capturing(name, folder) as capture:
-            capture.begin()
-            capture.take()
-            capture.end()
-            return capture.finish(), folder
+        return captured(soul, name, folder), folder
 
     def staged(self, soul: Soul, facts: SoulFacts, folder: Path, ticket: str, generation: int = 9) -> Evidence:
         """Bring the data back aside, and give them a witness."""
@@ -81,3 +77,12 @@ class Place:
 def unique(prefix: str) -> str:
     """Return a name that was not given before in this process."""
     return f"{prefix}{next(_numbers)}"
+
+
+def captured(soul: Soul, name: str, folder: Path) -> SoulFacts:
+    """Capture into ``folder`` as the checkpoint ``name``, in a window in which nobody writes."""
+    with soul.capturing(name, folder) as capture:
+        capture.begin()
+        capture.take()
+        capture.end()
+        return capture.finish()

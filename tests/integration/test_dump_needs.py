@@ -15,6 +15,7 @@ from lych_checkpoint.drivers.base import Evidence, Ground
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.manifest import SoulFacts
 from lych_checkpoint.soul import Soul
+from ops.contract.place import captured
 from ops.servers.binaries import postgres_bin
 from ops.servers.postgres import PostgresNode
 from tests.fixtures.places import open_directory
@@ -40,14 +41,6 @@ def soul(postgres: PostgresNode, database: str) -> Soul:
     return Soul.open(Ground(url=database, pg_bin=postgres.pg_bin), "dump", "refuse")
 
 
-def captured(soul: Soul, folder: Path) -> SoulFacts:
-    with soul.capturing("c1", folder) as capture:
-        capture.begin()
-        capture.take()
-        capture.end()
-        return capture.finish()
-
-
 def refused(soul: Soul, facts: SoulFacts, folder: Path, url: str) -> Refused:
     """Stage, which must be refused, and see that the live data are whole and nothing is left."""
     plan = soul.plan_stage(facts, "t1")
@@ -66,7 +59,7 @@ def test_an_extension_that_the_server_lost_is_named_before_anything_is_closed(
 ) -> None:
     with connect(database) as connection:
         rows(connection, "CREATE EXTENSION pg_trgm VERSION '1.5'")
-    facts = captured(soul, tmp_path / "soul")
+    facts = captured(soul, "c1", tmp_path / "soul")
     (control,) = postgres.pg_bin.parent.rglob("pg_trgm.control")
     hidden = [control] if what == "everything" else [*control.parent.glob("pg_trgm--*.sql")]
     for path in hidden:
@@ -88,7 +81,7 @@ def test_a_copy_whose_library_is_gone_is_refused_by_the_extensions_name(
     soul = Soul.open(Ground(url=database, pgdata=postgres.pgdata, pg_bin=postgres.pg_bin), driver, "note")
     with connect(database) as connection:
         rows(connection, "CREATE EXTENSION hstore")
-    facts = captured(soul, tmp_path / "soul")
+    facts = captured(soul, "c1", tmp_path / "soul")
     staged = soul.stage(facts, tmp_path / "soul", "t1")
     (library,) = postgres.pg_bin.parent.rglob("hstore.so")
     library.rename(library.with_suffix(".hidden"))
@@ -114,7 +107,7 @@ def test_extensions_come_back_in_the_version_that_they_had(soul: Soul, database:
             CREATE EXTENSION cube; CREATE EXTENSION earthdistance;
             CREATE TABLE word (text text); INSERT INTO word VALUES ('lych');
             CREATE INDEX ON word USING gin (text "their own".gin_trgm_ops)""")
-    facts = captured(soul, tmp_path / "soul")
+    facts = captured(soul, "c1", tmp_path / "soul")
     staged = soul.stage(facts, tmp_path / "soul", "t1")
     try:
         with soul.opened(staged) as url, connect(url) as connection, connect(database) as live:
@@ -135,7 +128,7 @@ def test_a_role_that_is_missing_is_refused_with_what_makes_it(soul: Soul, databa
             ALTER ROLE "Mina H" SET search_path TO "a b", public; ALTER ROLE "Mina H" SET work_mem TO '7MB'""")
         oid = oid_of(connection, connection.info.dbname)
         before = roles.read(connection, oid)
-    facts = captured(soul, tmp_path / "soul")
+    facts = captured(soul, "c1", tmp_path / "soul")
     with connect(database) as connection:
         rows(connection, 'REVOKE ALL ON kept FROM "Mina H"; DROP ROLE "Mina H"')
     error = refused(soul, facts, tmp_path / "soul", database)
@@ -156,7 +149,7 @@ def test_a_role_that_lives_is_left_as_it_is_and_the_difference_told(
     with connect(database) as connection:
         rows(connection, """
             CREATE ROLE poller LOGIN; GRANT SELECT ON kept TO poller; ALTER ROLE poller SET work_mem TO '7MB'""")
-    facts = captured(soul, tmp_path / "soul")
+    facts = captured(soul, "c1", tmp_path / "soul")
     try:
         with connect(database) as connection:
             rows(connection, """
@@ -182,7 +175,7 @@ def test_a_stale_materialized_view_comes_back_refreshed_and_was_named(
         rows(connection, "CREATE MATERIALIZED VIEW total AS SELECT sum(n) FROM kept; INSERT INTO kept VALUES (2)")
     assert soul.preflight() == [
         "pg_dump keeps no content of materialized views: public.total come back refreshed"]
-    facts = captured(soul, tmp_path / "soul")
+    facts = captured(soul, "c1", tmp_path / "soul")
     staged = soul.stage(facts, tmp_path / "soul", "t1")
     try:
         with soul.opened(staged) as url, connect(url) as connection, connect(database) as live:
@@ -193,7 +186,7 @@ def test_a_stale_materialized_view_comes_back_refreshed_and_was_named(
 
 
 def test_a_staged_database_is_shut_again_after_an_error_in_it(soul: Soul, database: str, tmp_path: Path) -> None:
-    facts = captured(soul, tmp_path / "soul")
+    facts = captured(soul, "c1", tmp_path / "soul")
     staged = soul.stage(facts, tmp_path / "soul", "t1")
     try:
         with pytest.raises(ZeroDivisionError), soul.opened(staged):

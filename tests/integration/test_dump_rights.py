@@ -17,6 +17,7 @@ from lych_checkpoint.drivers.base import Ground
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.federation import Federation
 from lych_checkpoint.soul import Soul
+from ops.contract.place import captured
 from ops.servers.postgres import PostgresNode
 from tests.fixtures.client import wait_until
 from tests.fixtures.places import open_directory
@@ -196,11 +197,7 @@ def test_a_role_that_may_make_no_databases_any_more_restores_nothing(tenant: Ten
     with connect(tenant.url) as connection:
         rows(connection, "CREATE TABLE kept (n int)")
     soul = tenant.soul("note")
-    with soul.capturing("c1", tmp_path / "soul") as capture:
-        capture.begin()
-        capture.take()
-        capture.end()
-        facts = capture.finish()
+    facts = captured(soul, "c1", tmp_path / "soul")
     tenant.as_superuser(f"ALTER ROLE {tenant.owner} NOCREATEDB")
     with pytest.raises(Refused, match="permission denied to create database"):
         soul.stage(facts, tmp_path / "soul", "t1")
@@ -221,11 +218,7 @@ def test_a_logical_slot_is_named_in_a_warning_and_stays_with_the_displaced_data(
     tenant.as_superuser("SELECT pg_create_logical_replication_slot('feed', 'pgoutput')")
     soul = tenant.soul("note")
     assert any("who reads from feed must begin anew" in line for line in soul.preflight())
-    with soul.capturing("c1", tmp_path / "soul") as capture:
-        capture.begin()
-        capture.take()
-        capture.end()
-        facts = capture.finish()
+    facts = captured(soul, "c1", tmp_path / "soul")
     staged = soul.stage(facts, tmp_path / "soul", "t1")
     soul.shut_out()
     soul.switch(staged)

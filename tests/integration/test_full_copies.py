@@ -12,6 +12,7 @@ from lych_checkpoint.drivers.base import Ground
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.manifest import SoulFacts
 from lych_checkpoint.soul import Soul
+from ops.contract.place import captured
 from ops.servers.filesystems import make_pgdata_subvolume
 from ops.servers.postgres import PostgresNode
 from tests.fixtures.filesystems import fill_disk
@@ -35,11 +36,7 @@ def test_a_disk_that_fills_refuses_a_copy_and_a_restore_and_then_allows_both(
 ) -> None:
     driver, node, disk = soul
     shelf, filler = node.pgdata.parent / ".lych-pgdata", disk / "filler"
-    with driver.capturing("first", tmp_path / "first") as capture:
-        capture.begin()
-        capture.take()
-        capture.end()
-        facts = capture.finish()
+    facts = captured(driver, "first", tmp_path / "first")
     before = sorted(path.name for path in shelf.iterdir())
     try:
         fill_disk(filler, leave_bytes=100 << 20)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -150,17 +150,21 @@ def test_an_older_vault_is_refused_if_a_restore_is_missing_from_it_and_catches_u
     assert gate.check(federation).verdict == "aligned"
 
 
-def test_another_federations_vault_is_refused(
-    opened: Opened, postgres: PostgresNode, database: str, tmp_path: Path
-) -> None:
-    federation, other = opened(), f"{database.rpartition('/')[2]}_other"
-    gate.check(federation)
+@pytest.fixture
+def theirs(opened: Opened, postgres: PostgresNode, database: str, tmp_path: Path) -> Iterator[str]:
+    """The vault of another federation."""
+    other, vault = f"{database.rpartition('/')[2]}_other", str(tmp_path / "theirs")
     postgres.run("createdb", other)
     try:
-        setup.init(opened(LYCH_DATABASE_URL=postgres.url(other), LYCH_VAULT=str(tmp_path / "theirs")))
-        assert refused(opened(LYCH_VAULT=str(tmp_path / "theirs")), "gate-foreign").exit_code == 78
+        setup.init(opened(LYCH_DATABASE_URL=postgres.url(other), LYCH_VAULT=vault))
+        yield vault
     finally:
         postgres.run("dropdb", other)
+
+
+def test_another_federations_vault_is_refused(opened: Opened, theirs: str) -> None:
+    gate.check(opened())
+    assert refused(opened(LYCH_VAULT=theirs), "gate-foreign").exit_code == 78
 
 
 def test_data_without_a_witness_are_others_where_the_vault_has_a_past(
@@ -178,23 +182,16 @@ def test_data_without_a_witness_are_others_where_the_vault_has_a_past(
     assert gate.check(federation).verdict == "aligned"
 
 
-def test_nothing_is_adopted_into_another_federations_vault(
-    opened: Opened, postgres: PostgresNode, database: str, tmp_path: Path
-) -> None:
-    federation, other = opened(), f"{database.rpartition('/')[2]}_other"
+def test_nothing_is_adopted_into_another_federations_vault(opened: Opened, theirs: str) -> None:
+    federation = opened()
     gate.check(federation)
-    postgres.run("createdb", other)
-    try:
-        setup.init(opened(LYCH_DATABASE_URL=postgres.url(other), LYCH_VAULT=str(tmp_path / "theirs")))
-        foreign = opened(LYCH_VAULT=str(tmp_path / "theirs"))
-        before = list(foreign.vault.lineage())
-        with pytest.raises(GateRefused) as caught:
-            gate.adopt(foreign, "the wrong vault")
-        assert caught.value.code == "gate-foreign"
-        assert list(foreign.vault.lineage()) == before
-        assert gate.check(federation).verdict == "aligned"
-    finally:
-        postgres.run("dropdb", other)
+    foreign = opened(LYCH_VAULT=theirs)
+    before = list(foreign.vault.lineage())
+    with pytest.raises(GateRefused) as caught:
+        gate.adopt(foreign, "the wrong vault")
+    assert caught.value.code == "gate-foreign"
+    assert list(foreign.vault.lineage()) == before
+    assert gate.check(federation).verdict == "aligned"
 
 
 @pytest.mark.parametrize("how", ["removed", "rewritten"])

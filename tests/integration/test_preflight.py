@@ -22,6 +22,7 @@ from lych_checkpoint.database import connect, rows
 from lych_checkpoint.drivers.base import Ground, Unfit
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.soul import Soul
+from ops.contract.place import captured
 from ops.servers.filesystems import make_pgdata_subvolume
 from ops.servers.postgres import PostgresNode
 from tests.fixtures.children import in_child
@@ -154,11 +155,7 @@ def test_a_tablespace_that_came_and_went_is_in_no_copys_wal(place: Place, tmp_pa
         capture.end()
         capture.finish()
     assert caught.value.code == "tablespace"
-    with soul.capturing("c2", tmp_path / "2") as capture:
-        capture.begin()
-        capture.take()
-        capture.end()
-        facts = capture.finish()
+    facts = captured(soul, "c2", tmp_path / "2")
     assert soul.verify(facts, tmp_path / "2", deep=True) == []
     soul.discard(facts)
 
@@ -171,11 +168,7 @@ def test_slots_are_named_and_do_not_come_back(place: Place, tmp_path: Path) -> N
         said = [one for one in soul.preflight() if "does not come back" in one]
         assert [one.partition(" does")[0] for one in said] == [
             "the logical replication slot feed", "the physical replication slot standby"]
-        with soul.capturing("c", tmp_path / "soul") as capture:
-            capture.begin()
-            capture.take()
-            capture.end()
-            facts = capture.finish()
+        facts = captured(soul, "c", tmp_path / "soul")
         staged = soul.stage(facts, tmp_path / "soul", "t")
         with soul.opened(staged) as url, connect(url) as connection:
             assert rows(connection, "SELECT slot_name FROM pg_replication_slots WHERE NOT starts_with("
@@ -258,11 +251,7 @@ def test_what_is_mounted_in_pgdata_from_the_same_file_system_is_refused(place: P
 
 def test_two_may_check_the_same_copy_at_once(place: Place, tmp_path: Path) -> None:
     soul = place.soul()
-    with soul.capturing("c", tmp_path / "soul") as capture:
-        capture.begin()
-        capture.take()
-        capture.end()
-        facts = capture.finish()
+    facts = captured(soul, "c", tmp_path / "soul")
     with ThreadPoolExecutor(2) as pool:
         said = [pool.submit(lambda: place.soul().verify(facts, tmp_path / "soul", deep=True)) for _ in range(2)]
         assert [one.result() for one in said] == [[], []]
@@ -272,11 +261,7 @@ def test_two_may_check_the_same_copy_at_once(place: Place, tmp_path: Path) -> No
 @pytest.mark.parametrize("node", ["btrfs"], indirect=True)
 def test_want_of_memory_is_no_damage(place: Place, server_directory: Path, tmp_path: Path) -> None:
     soul = place.soul()
-    with soul.capturing("c", tmp_path / "soul") as capture:
-        capture.begin()
-        capture.take()
-        capture.end()
-        facts = capture.finish()
+    facts = captured(soul, "c", tmp_path / "soul")
     wrapper = server_directory / "pg_ctl"
     wrapper.write_text(f'#!/bin/sh\nulimit -v 120000\nexec "{place.node.pg_bin / "pg_ctl"}" "$@"\n')
     wrapper.chmod(0o755)
