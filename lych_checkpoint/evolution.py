@@ -15,6 +15,7 @@ from lych_checkpoint.federation import Federation
 from lych_checkpoint.lease import requests
 from lych_checkpoint.lease.connection import Store
 from lych_checkpoint.settings import Settings
+from lych_checkpoint.worker.flag import FROZEN
 
 #: How often a parked task looks whether it may go on.
 _PARKED_POLL_S = 0.02
@@ -98,11 +99,11 @@ def safepoint() -> None:
     A parked task counts as drained: call this only where the task holds no transaction open and no file half written.
     Where Redis is away a parked task goes on when its worker does. Outside a worker it does nothing.
     """
-    task = current_task
-    if not task:
+    if not FROZEN.byte[0]:
         return
-    plugin = getattr(task.app, "lych", None)
-    if plugin is None or not plugin.frozen[0]:
+    task = current_task
+    plugin = getattr(task.app, "lych", None) if task else None
+    if plugin is None:
         return
     store = plugin.federation().store()
     try:
@@ -116,4 +117,4 @@ def _is_parked(store: Store, task_id: str, plugin: Any, task: str) -> bool:
     try:
         return requests.park_while_frozen(store, task_id, plugin.boot, task)
     except CheckpointError:  # nothing can be known: the worker's own barrier opens when its lease has ended
-        return bool(plugin.frozen[0])
+        return bool(FROZEN.byte[0])

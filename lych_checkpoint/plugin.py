@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import mmap
 import sys
 from typing import Any
 
@@ -27,10 +26,7 @@ __all__ = ["Plugin", "install"]
 
 
 class Plugin:
-    """What hangs on the app as ``app.lych``; made by `install`.
-
-    ``frozen`` is one byte of memory that the worker shares with its pool children: 1 while the barrier is closed.
-    """
+    """What hangs on the app as ``app.lych``; made by `install`."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
@@ -38,7 +34,6 @@ class Plugin:
         self._fingerprint: dict[str, str] | None = None
         self.boot = ""
         self.stamper = Stamper(self.federation)
-        self.frozen = mmap.mmap(-1, 1)
 
     @property
     def settings(self) -> Settings:

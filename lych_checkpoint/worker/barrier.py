@@ -14,19 +14,10 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
+from lych_checkpoint.worker.flag import Flag
 from lych_checkpoint.worker.tokens import Tokens
-
-
-class Flag(Protocol):
-    """One byte that can be read and written, such as a shared memory map."""
-
-    def __getitem__(self, index: int, /) -> int:
-        """Read it."""
-
-    def __setitem__(self, index: int, value: int, /) -> None:
-        """Write it."""
 
 
 class Barrier:
@@ -130,11 +121,12 @@ class Barrier:
                 self.tokens.release(token)
 
     def _has_place(self) -> bool:
-        return self._places is None or len(self.tokens.running()) < self._places()
+        return self._places is None or len(self.tokens) < self._places()
 
     def _on_release(self) -> None:
-        with self._lock:
-            self._room.notify_all()
+        if self._blocks:
+            with self._lock:
+                self._room.notify_all()
         if self.closed:
             self._drained()
         elif self._held:

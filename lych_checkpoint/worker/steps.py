@@ -26,7 +26,8 @@ from lych_checkpoint.process import Identity
 from lych_checkpoint.vault.quarantine import Quarantine
 from lych_checkpoint.worker import alive, children, consumers, visibility
 from lych_checkpoint.worker.admission import Admission
-from lych_checkpoint.worker.barrier import Barrier, Flag
+from lych_checkpoint.worker.barrier import Barrier
+from lych_checkpoint.worker.flag import FROZEN
 from lych_checkpoint.worker.listener import listening
 from lych_checkpoint.worker.member import Member
 
@@ -36,11 +37,10 @@ logger = logging.getLogger(__name__)
 class Host(Protocol):
     """What the steps need of the plugin; it hangs on the app as ``app.lych``.
 
-    ``boot`` is the id of this start of the worker; pool children inherit it, and share the byte ``frozen``.
+    ``boot`` is the id of this start of the worker; pool children inherit it.
     """
 
     boot: str
-    frozen: Flag
 
     def pass_gate(self) -> tuple[int, Present]:
         """Return the generation seen, and which messages may run; or raise what forbids the start."""
@@ -160,7 +160,7 @@ class Membership(bootsteps.StartStopStep):
         barrier = Barrier(
             worker._process_task, exempt=host.is_exempt,  # noqa: SLF001
             places=None if behind_semaphore else lambda: int(worker.pool.limit or 1),
-            may_start=member.may_start, wake=self._waker(worker), drained=member.say, flag=host.frozen,
+            may_start=member.may_start, wake=self._waker(worker), drained=member.say, flag=FROZEN.share(),
             blocks=not worker.use_eventloop,
         )
         worker._process_task = barrier.admit  # noqa: SLF001

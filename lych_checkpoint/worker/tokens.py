@@ -58,6 +58,7 @@ class Tokens:
                 del self._pending[token.task_id]
             if failed:
                 self._failed.append(token.task_id)
+        token.result = None  # its callbacks hold the token: a circle, and the collector's work with every task
         if known is not None:
             self._released()
 
@@ -93,10 +94,10 @@ class Tokens:
             try:
                 return callback(*args, **kwargs) if callback is not None else None
             finally:
-                release = partial(self.release, token, failed=failed)
                 # The pool says so first, and only then ends the child; the body runs until that is done.
-                if not (failed and _is_over_its_time(*args) and self._ghosts.keep_until_dead(token.result, release)):
-                    release()
+                if not (failed and _is_over_its_time(*args) and self._ghosts.keep_until_dead(
+                        token.result, partial(self.release, token, failed=True))):
+                    self.release(token, failed=failed)
 
         return ended
 
@@ -109,6 +110,10 @@ class Tokens:
                 raise
 
         return passed
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._tokens)
 
     def running(self) -> list[Token]:
         """Return the tokens in the order they were taken."""
