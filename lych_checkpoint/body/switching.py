@@ -108,9 +108,18 @@ def _move_whole(turn: _Turn) -> None:
             if path == ".":
                 raise Refused("the root itself is a repository and cannot be moved", str(area.root),
                               "repair it by hand, then lych-checkpoint recover", "not-movable")
-            _rename(directory, area.repository(turn.leaving, path))
+            _put_away(directory, area.repository(turn.leaving, path))
         if arrives:
             _rename(waiting, directory)
+
+
+def _put_away(directory: Path, goal: Path) -> None:
+    try:
+        # Empty, it is what a parent that has just arrived brought for its submodule: kept, it would come back later
+        # to where nothing was.
+        directory.rmdir()
+    except OSError:
+        _rename(directory, goal)
 
 
 def _rename(source: Path, goal: Path) -> None:

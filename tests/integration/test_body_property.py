@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,13 @@ def without_clashes(tree: dict[bytes, Entry]) -> dict[bytes, Entry]:
     return kept
 
 
+#: Where the repositories lie: side by side, in a core that is the root itself, or the second as the core's submodule.
+LAYOUTS = {
+    "apart": ("core", "extensions/one", "extensions/two"), "root": (".", "extensions/one", "extensions/two"),
+    "submodule": ("core", "core/sub", "extensions/one"),
+}
+#: What a repository holds that is not its own tree.
+NOT_OURS = (".git", ".gitattributes", ".gitignore", ".gitmodules", ".lych-stage", "sub", "extensions")
 REPOSITORIES = st.fixed_dictionaries({
     "committed": trees(FILES, smallest=1), "attributes": st.none() | ATTRIBUTES, "ignores": st.booleans(),
     "dirty": st.none() | trees(ODD_FILES), "staged": st.booleans(),
@@ -61,9 +69,9 @@ REPOSITORIES = st.fixed_dictionaries({
 
 
 def write(directory: Path, tree: dict[bytes, Entry]) -> None:
-    """Make the working tree hold exactly ``tree``, git's own apart."""
+    """Make the working tree hold exactly ``tree``, git's own and other repositories apart."""
     for entry in directory.iterdir():
-        if entry.name not in (".git", ".gitattributes", ".gitignore"):
+        if entry.name not in NOT_OURS:
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     for path, (kind, mode, data) in tree.items():
         full = directory / os.fsdecode(path)
@@ -84,10 +92,17 @@ def git_directory(directory: Path, *, shared: bool = False) -> Path:
     return directory / git(directory, "rev-parse", "--git-common-dir" if shared else "--git-dir")
 
 
+def own(root: Path, name: str, names: Sequence[str]) -> dict[bytes, Entry]:
+    """What a repository's working tree holds, other repositories in it apart."""
+    others = [os.path.relpath(root / one, root / name).encode() for one in names if one != name]
+    inside = tuple(one for path in others for one in (path, path + b"/") if not path.startswith(b".."))
+    return contents(root / name, lambda path: not (path + b"/").startswith((b".lych-stage/", *inside)))
+
+
 def close(directory: Path) -> None:
     """Give every directory a mode that git does not keep."""
     for folder, names, _ in os.walk(os.fsencode(directory)):
-        names[:] = [name for name in names if name != b".git"]
+        names[:] = [name for name in names if os.fsdecode(name) not in NOT_OURS]
         for name in names:
             if not os.path.islink(os.path.join(folder, name)):
                 os.chmod(os.path.join(folder, name), 0o700)
@@ -97,15 +112,22 @@ def folders(directory: Path) -> dict[bytes, int]:
     """The modes of the directories."""
     found = {}
     for folder, names, _ in os.walk(os.fsencode(directory)):
-        names[:] = [name for name in names if name != b".git" and not os.path.islink(os.path.join(folder, name))]
+        names[:] = [name for name in names
+                    if os.fsdecode(name) not in NOT_OURS and not os.path.islink(os.path.join(folder, name))]
         found |= {os.path.relpath(path, os.fsencode(directory)): stat.S_IMODE(os.lstat(path).st_mode)
                   for path in (os.path.join(folder, name) for name in names)}
     return found
 
 
-def begin(directory: Path, plan: dict[str, Any], mains: Path) -> None:
-    directory.mkdir(parents=True)
-    if plan["kind"] == "worktree":
+def begin(directory: Path, plan: dict[str, Any], mains: Path, parent: Path | None = None) -> None:
+    if parent is not None:
+        source = mains / "source"
+        source.mkdir(parents=True)
+        git(source, "init", "-q", "-b", "main")
+        save(source, "Before")
+        git(parent, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(source), directory.name)
+    elif plan["kind"] == "worktree":
+        directory.mkdir(parents=True)
         main = mains / directory.name
         main.mkdir(parents=True)
         git(main, "init", "-q", "-b", "main")
@@ -113,13 +135,16 @@ def begin(directory: Path, plan: dict[str, Any], mains: Path) -> None:
         git(main, "checkout", "-q", "--detach")
         git(main, "worktree", "add", "-q", str(directory), "main")
     else:
+        directory.mkdir(parents=True)
         git(directory, "init", "-q", "-b", "main", f"--object-format={plan['kind'].replace('plain', 'sha1')}")
     if plan["attributes"]:
         (directory / ".gitattributes").write_bytes(plan["attributes"])
-    if plan["ignores"]:
-        (directory / ".gitignore").write_text("*.ignored\n")
+    (directory / ".gitignore").write_text("/extensions/\n" + "*.ignored\n" * plan["ignores"])
     write(directory, plan["committed"])
     save(directory, "Begin")
+    if parent is not None:
+        git(parent, "add", directory.name)
+        git(parent, "commit", "-q", "-m", "Take it along")
     if plan["dirty"] is not None:
         write(directory, plan["dirty"])
         if plan["closed"]:
@@ -163,29 +188,31 @@ def as_git_keeps_it(found: dict[bytes, Entry]) -> dict[bytes, Entry]:
 @settings(max_examples=EXAMPLES, deadline=None, derandomize=os.environ.get("CI") == "true",
           phases=[Phase.reuse, Phase.generate],  # making a failure small takes minutes here
           suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(plans=st.lists(REPOSITORIES, min_size=1, max_size=3))
-def test_any_federation_comes_back(plans: list[dict[str, Any]]) -> None:
+@given(layout=st.sampled_from(sorted(LAYOUTS)), plans=st.lists(REPOSITORIES, min_size=1, max_size=3))
+def test_any_federation_comes_back(layout: str, plans: list[dict[str, Any]]) -> None:
     with tempfile.TemporaryDirectory(prefix="lych-test-") as place:
         root = Path(place, "the root")
-        names = ["core", "extensions/one", "extensions/two"][:len(plans)]
-        story = Story(root, Path(place, "vault"))
+        names = LAYOUTS[layout][:len(plans)]
+        story = Story(root, Path(place, "vault"), names[0], names[1:])
+        if layout == "submodule":  # git has none of another kind of hash
+            plans = [{**plan, "kind": "plain"} for plan in plans]
         for name, plan in zip(names, plans, strict=True):
-            begin(root / name, plan, Path(place, "mains"))
+            begin(root / name, plan, Path(place, "mains"), root / "core" if name == "core/sub" else None)
         lock = story.checkpoint(dirty="capture")
-        sealed = {name: contents(root / name) for name in names}
+        sealed = {name: own(root, name, names) for name in names}
         doors = {name: folders(root / name) for name in names}
-        for name, plan in zip(names, plans, strict=True):
-            wreck(root / name, plan)
-        evolved = {name: contents(root / name) for name in names if (root / name).exists()}
+        for name, plan in reversed([*zip(names, plans, strict=True)]):  # what is inside another first
+            wreck(root / name, {**plan, "wreck": ""} if (name, plan["wreck"]) == (".", "gone") else plan)
+        evolved = {name: own(root, name, names) for name in names if (root / name).exists()}
         displaced = story.restore(lock)
         assert body.verify(lock, root) == []
         for pin in lock.repos:
             exact = (lambda found: found) if pin.captured else as_git_keeps_it
-            assert exact(contents(root / pin.path)) == exact(sealed[pin.path])
+            assert exact(own(root, pin.path, names)) == exact(sealed[pin.path])
             if pin.captured:
                 assert folders(root / pin.path).items() >= doors[pin.path].items()
         body.switch_back(displaced, root, "t1")
         for pin in displaced.repos:
             exact = (lambda found: found) if pin.captured else as_git_keeps_it
-            assert exact(contents(root / pin.path)) == exact(evolved[pin.path])
+            assert exact(own(root, pin.path, names)) == exact(evolved[pin.path])
         assert {name for name in names if (root / name).exists()} == evolved.keys()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,12 +24,12 @@ NAMES = ("core", "extensions/alpha", "extensions/beta")
 class Story:
     """One federation, a checkpoint of it, and a restore."""
 
-    def __init__(self, root: Path, vault: Path) -> None:
+    def __init__(self, root: Path, vault: Path, core: str = "core", extensions: Sequence[str] = EXTENSIONS) -> None:
         self.root, self.bundles, self.shadow = root, vault / "bundles", vault / "shadow"
-        self.core = root / "core"
+        self.core, self._listed = root / core, (core, extensions)
 
     def checkpoint(self, dirty: str = "refuse") -> BodyLock:
-        members = body.discover(self.root, "core", EXTENSIONS)
+        members = body.discover(self.root, *self._listed)
         with body.scanning(members, body.Policy(dirty=dirty, shadow=self.shadow)) as scan, body.pinned(scan, "c1"):
             body.recheck(scan)
             body.bundle(scan, "c1", self.bundles)
@@ -39,7 +39,7 @@ class Story:
         body.stage(lock, self.root, self.bundles, ticket)
 
     def displace(self, ticket: str = "t1") -> BodyLock:
-        return body.displace(body.find(self.root, "core", EXTENSIONS), self.root, ticket, self.shadow)
+        return body.displace(body.find(self.root, *self._listed), self.root, ticket, self.shadow)
 
     def restore(self, lock: BodyLock, ticket: str = "t1") -> BodyLock:
         self.stage(lock, ticket)

@@ -68,6 +68,19 @@ def test_its_lost_git_directory_comes_back_from_its_bundle(root: Path, tmp_path:
     assert contents(core / "sub", lambda path: path != b".git") == sealed
 
 
+def test_both_lost_come_back_and_an_undo_leaves_nothing(root: Path, tmp_path: Path) -> None:
+    vault = tmp_path / "vault"
+    lock = checkpoint(root, vault)
+    sealed = contents(root / "core", lambda path: path != b"sub/.git")
+    shutil.rmtree(root / "core")
+    displaced = restore(lock, root, vault)
+    for _ in range(2):
+        assert contents(root / "core", lambda path: path != b"sub/.git") == sealed
+        body.switch_back(displaced, root, "t1")
+        assert not (root / "core").exists()
+        body.switch(lock, root, "t1")
+
+
 def test_a_lost_parent_is_refused_while_the_submodule_stands(root: Path, tmp_path: Path) -> None:
     core, vault = root / "core", tmp_path / "vault"
     lock = checkpoint(root, vault)
