@@ -107,8 +107,7 @@ class Freeze:
         self._wait(running, self._terms.drain_timeout_s, "no-drain",
                    "wait for it, raise LYCH_DRAIN_TIMEOUT_S, mark it checkpoint_exempt, or call safepoint() in it")
         self._drained_s = time.monotonic()
-        self._drained_ms = self._store.now_ms()
-        self._say("frozen")
+        self._drained_ms = self._say("frozen")
 
     def check_one_body(self) -> None:
         """Make sure that all workers imported the same code.
@@ -212,9 +211,11 @@ class Freeze:
         """
         self._say("frozen", for_s)
 
-    def _say(self, phase: str, lease_s: float = 0.0) -> None:
-        if not lease.renew(self._store, self.token, lease_s or self._terms.lease_s, phase):
+    def _say(self, phase: str, lease_s: float = 0.0) -> int:
+        at_ms = lease.renew(self._store, self.token, lease_s or self._terms.lease_s, phase)
+        if not at_ms:
             raise FreezeError("the lease was lost while working", self._store.where, "try again", "freeze-broken")
+        return at_ms
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The soul: the data, captured in a freeze and brought back, by whichever driver fits.
 
-What no driver captures exactly travels beside it: sequences go by value, commits that did not wait for the disk are
-flushed before the capture, and two readings prove that nobody wrote in between.
+What no driver captures exactly travels beside it: sequences go by value. Commits that did not wait for the disk are
+flushed before files are copied, and two readings prove that nobody wrote in between.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from lych_checkpoint.database import (
     speaking,
 )
 from lych_checkpoint.database.server import system_identifier
-from lych_checkpoint.drivers.base import Driver, takes_whole_cluster
+from lych_checkpoint.drivers.base import Driver, copies_files, takes_whole_cluster
 from lych_checkpoint.drivers.helped import Helped
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.manifest import Sequence, SoulFacts
@@ -35,7 +35,7 @@ class Capture:
 
     def __init__(
         self, driver: Driver | Helped, writers: Literal["refuse", "fence", "note"], url: str, watch: Connection,
-        flush: Connection, fence: Connection | None,
+        flush: Connection | None, fence: Connection | None,
     ) -> None:
         self._driver, self._policy, self._url = driver, writers, url
         self._whole = takes_whole_cluster(driver.name)
@@ -43,6 +43,7 @@ class Capture:
         self._ours = {one.info.backend_pid for one in (watch, flush, fence) if one is not None}
         self._began: quiet.Reading | None = None
         self._sequences: tuple[Sequence, ...] = ()
+        self._selects: list[str] = []
         self._noted: tuple[str, ...] = ()
         self.activity = activity.read(watch)
         self.finished = False
@@ -58,7 +59,7 @@ class Capture:
                 patient(connection)
             return connection
 
-        watch, flush = connected("watch"), connected("flush")
+        watch, flush = connected("watch"), connected("flush") if copies_files(driver.name) else None
         fence = connected("fence") if writers == "fence" else None
         with speaking(watch):
             if takes_whole_cluster(driver.name):
@@ -67,7 +68,8 @@ class Capture:
                 watch.prepare_threshold = 0
                 rows(watch, "SET plan_cache_mode TO force_generic_plan")
             rows(watch, "SET lock_timeout TO '1s'")  # who locks a table, with ``note``, must not hold the freeze
-            quiet.flush(flush)
+            if flush is not None:
+                quiet.flush(flush)
             quiet.look(watch)
             if takes_whole_cluster(driver.name):
                 losses.refuse(watch)
@@ -84,12 +86,14 @@ class Capture:
         with speaking(self._watch):
             if self._fence is not None:
                 quiet.fence(self._fence)
-            quiet.flush(self._flush)
+            if self._flush is not None:
+                quiet.flush(self._flush)
             reading = quiet.look(self._watch, self._ours, whole=self._whole)
             self._refuse_or_note(reading.writers)
             self._began = reading
             self._refuse_losses()
-            self._sequences = sequences.read(self._watch)
+            self._selects = sequences.selects(self._watch)
+            self._sequences = sequences.values(self._watch, self._selects)
 
     def take(self) -> None:
         """Take the instant."""
@@ -106,14 +110,15 @@ class Capture:
             raise RuntimeError("begin was not called")
         with speaking(self._watch):
             reading = quiet.look(self._watch, self._ours, whole=self._whole)
-            present = sequences.read(self._watch)
+            moved = reading.snapshot != self._began.snapshot
             self._refuse_or_note(reading.writers)
-            if reading.snapshot != self._began.snapshot:
+            present = sequences.read(self._watch) if moved else sequences.values(self._watch, self._selects)
+            if moved:
                 self._moved(f"transactions {self._began.snapshot} became {reading.snapshot}")
                 self._refuse_losses()  # noted, not refused: what was written may be among them
             if present != self._sequences:
-                moved = sorted({one.name for one in {*present} ^ {*self._sequences}})
-                self._refuse_or_note_moved(f"the sequence {moved[0]} moved")
+                odd = sorted({one.name for one in {*present} ^ {*self._sequences}})
+                self._refuse_or_note_moved(f"the sequence {odd[0]} moved")
                 self._sequences = present
             if self._fence is not None:
                 quiet.drop_fence(self._fence)

@@ -14,12 +14,21 @@ _BATCH = 500
 
 def read(connection: Connection) -> tuple[Sequence, ...]:
     """Return all sequences of this database, temporary ones aside, by quoted name."""
+    return values(connection, selects(connection))
+
+
+def selects(connection: Connection) -> list[str]:
+    """Return for each sequence the statement that reads it; good until the snapshot moves."""
     # From each sequence itself: the view pg_sequences hides the value of one that was set but not called. The server
     # quotes the names: to do that here takes longer, in the window, than to read the values.
-    each = [asks for asks, in rows(connection, """
+    return [select for select, in rows(connection, """
         SELECT format('SELECT %L, last_value, is_called FROM %1$s', format('%I.%I', n.nspname, c.relname))
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE c.relkind = 'S' AND c.relpersistence <> 't' ORDER BY n.nspname, c.relname""")]
+
+
+def values(connection: Connection, each: list[str]) -> tuple[Sequence, ...]:
+    """Return what those `selects` read."""
     found: list[Sequence] = []
     for start in range(0, len(each), _BATCH):
         asked = SQL(" UNION ALL ".join(each[start:start + _BATCH]))

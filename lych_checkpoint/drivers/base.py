@@ -44,6 +44,15 @@ def takes_whole_cluster(driver: str) -> bool:
     return driver != "dump"
 
 
+def copies_files(driver: str) -> bool:
+    """Whether that driver copies what is on the disk.
+
+    The others have what the server holds only in memory, too: `dump` by its snapshot, `pitr` by the WAL up to its
+    point, which is flushed after the thaw.
+    """
+    return driver in ("btrfs", "reflink")
+
+
 class Driver(Protocol):
     """Captures the soul in a freeze and brings it back.
 

@@ -40,15 +40,15 @@ redis.call('PEXPIRE', KEYS[1], ARGV[6])
 redis.call('PUBLISH', KEYS[4], table.concat({'freeze', text(epoch), ARGV[1], ARGV[2], text(now), ARGV[6]}, ' '))
 return {'taken', text(epoch), text(now), redis.call('GET', KEYS[3])}
 """
-# KEYS lease; ARGV token, ttl_ms, phase or "". Returns {pttl} or {"-1"}; never shortens, never creates. In its last
+# KEYS lease; ARGV token, ttl_ms, phase or "". Returns {now_ms} or {"0"}; never shortens, never creates. In its last
 # millisecond a lease exists and has nothing left: workers take it for ended, so it must not come back.
-RENEW = """
-if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return {'-1'} end
+RENEW = _NOW + """
+if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return {'0'} end
 local left = redis.call('PTTL', KEYS[1])
-if left <= 0 then return {'-1'} end
+if left <= 0 then return {'0'} end
 if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'phase', ARGV[3]) end
 if left < tonumber(ARGV[2]) then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
-return {redis.call('PTTL', KEYS[1])}
+return {text(now)}
 """
 # KEYS lease, bell, thawed; ARGV token, ttl_ms of the thaw's record. Returns {"1", now_ms} or {"0", now_ms}.
 DROP = _NOW + """
@@ -147,10 +147,9 @@ def read(store: Store) -> LeaseFacts | None:
     return LeaseFacts.of(record, int(pttl_ms))
 
 
-def renew(store: Store, token: str, lease_s: float, phase: str = "") -> bool:
-    """Extend the lease to at least ``lease_s`` from now; False when it is not ours any more."""
-    answer = store.script(RENEW, [store.keys["lease"]], token, int(lease_s * 1000), phase)
-    return int(answer[0]) > 0
+def renew(store: Store, token: str, lease_s: float, phase: str = "") -> int:
+    """Extend the lease to at least ``lease_s`` from now; return Redis's time in ms, or 0: it is not ours any more."""
+    return int(store.script(RENEW, [store.keys["lease"]], token, int(lease_s * 1000), phase)[0])
 
 
 def drop(store: Store, token: str) -> tuple[bool, int]:
