@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from lych_checkpoint.errors import Away, Refused
@@ -18,8 +19,9 @@ _PING_S = 0.5
 _STATE_S = 3.0
 #: How long a freeze waits for the control bell to be rung.
 _RING_S = 0.2
-#: How long the broker may take to be connected.
+#: How long the broker may take to be connected, and to take or give one message.
 _CONNECT_S = 5
+_ANSWER_S = 5
 
 #: After so long RabbitMQ closes the channel of a consumer that has not acknowledged, and Celery 5.7's worker ends
 #: with it. RabbitMQ's default since 3.8.17.
@@ -49,7 +51,7 @@ def takes_back(app: Any) -> bool:
 def ring(app: Any, uuid: str, act: str, epoch: int) -> None:
     """Ring the control bell; a broker that is away is only logged, for the other bell and the lease remain.
 
-    By a thread that is soon left alone: kombu waits for ever for a broker that stands still, and workers are frozen.
+    Workers are frozen, so a slow broker is soon left alone with it.
     """
     def call() -> None:
         try:
@@ -57,10 +59,7 @@ def ring(app: Any, uuid: str, act: str, epoch: int) -> None:
         except Exception as error:  # noqa: BLE001 - kombu raises whatever its transport's library raises
             logger.warning("The control bell could not be rung: %s", error, extra={"event": "bell.silent"})
 
-    ringing = threading.Thread(target=call, name="lych-control-bell", daemon=True)
-    ringing.start()
-    ringing.join(_RING_S)
-    if ringing.is_alive():
+    if not _done_in(_RING_S, call):
         logger.warning("The control bell is not rung yet, the broker is slow", extra={"event": "bell.slow"})
 
 
@@ -80,19 +79,38 @@ def strangers(app: Any, known: set[str], uuid: str) -> set[str]:
     """Return the names of workers that answer a ping, are not ``known``, and belong to no other federation.
 
     Raises:
-        Away: the broker cannot be reached.
+        Away: the broker cannot be reached, or stands still.
     """
-    try:
-        with app.connection_for_write() as connection:
-            connection.ensure_connection(max_retries=1, timeout=_CONNECT_S)
-            unknown = _names(app.control.ping(timeout=_PING_S, connection=connection)) - known
-            answers = [] if not unknown else app.control.broadcast(
-                "checkpoint_state", reply=True, timeout=_STATE_S, limit=len(unknown), connection=connection,
-                destination=sorted(unknown))
-    except Exception as error:
-        raise _away(error) from error
+    unknown, answers, failed = set[str](), list[dict[str, Any]](), list[Exception]()
+
+    def call() -> None:
+        try:
+            with app.connection_for_write() as connection:
+                connection.ensure_connection(max_retries=1, timeout=_CONNECT_S)
+                unknown.update(_names(app.control.ping(timeout=_PING_S, connection=connection)) - known)
+                answers.extend([] if not unknown else app.control.broadcast(
+                    "checkpoint_state", reply=True, timeout=_STATE_S, limit=len(unknown), connection=connection,
+                    destination=sorted(unknown)))
+        except Exception as error:  # noqa: BLE001 - kombu raises whatever its transport's library raises
+            failed.append(error)
+
+    if not _done_in(_CONNECT_S + _PING_S + _STATE_S + _ANSWER_S, call):
+        raise _away(TimeoutError("it takes connections and does not answer"))
+    if failed:
+        raise _away(failed[0]) from failed[0]
     return unknown - _names([answer for answer in answers if all(
         state.get("federation", uuid) != uuid for state in answer.values())])
+
+
+def _done_in(limit_s: float, call: Callable[[], None]) -> bool:
+    """Return whether it was done in that time; else it goes on alone.
+
+    kombu waits for ever for a broker that stands still.
+    """
+    calling = threading.Thread(target=call, name="lych-broker", daemon=True)
+    calling.start()
+    calling.join(limit_s)
+    return not calling.is_alive()
 
 
 def _names(replies: list[dict[str, Any]]) -> set[str]:

@@ -20,7 +20,7 @@ import pytest
 import redis
 from celery import Celery
 
-from lych_checkpoint import coordinator, freeze
+from lych_checkpoint import broadcast, coordinator, freeze
 from lych_checkpoint.errors import Away, CheckpointError, FreezeError, LockHeld
 from lych_checkpoint.federation import Federation
 from lych_checkpoint.lease import gone, lease, lock, roster
@@ -370,6 +370,16 @@ def test_broker_that_stands_still_holds_no_freeze(
             thaw()
         assert time.monotonic() - began_s < 3 + 6  # the patience with acks and with the drain
         wait_until(lambda: {entry.state for entry in roster.entries(federation.store()).values()} == {"thawed"}, 3)
+
+
+def test_broker_that_stands_still_before_the_freeze_is_away(
+    opened: Open, client: Celery, redis_node: RedisNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broadcast, "_STATE_S", 0)
+    monkeypatch.setattr(broadcast, "_ANSWER_S", 0)
+    federation = opened()
+    with stopped(redis_node.pid), pytest.raises(Away, match="does not answer"):
+        federation.check_for_strangers(client)
 
 
 @pytest.mark.parametrize("dies", ["the command", "redis"])
