@@ -167,11 +167,12 @@ class Freeze:
     def _wait(self, open_points: Callable[[dict[str, roster.Ack]], list[str]], patience_s: float, code: str,
               mend: str) -> None:
         began_s = told_s = time.monotonic()
-        end_s, points = began_s + patience_s, list[str]()
+        end_s, points, woken = began_s + patience_s, list[str](), False
         while True:
             late = time.monotonic() >= end_s
-            # What all say is read only when all have spoken: read at each ack, it would grow with their square.
-            if late or not roster.silent(self._store, self.epoch) - self._gone.keys():
+            # What all say is read only when all have spoken, of which the last wakes us: read at each ack, it would
+            # grow with their square.
+            if late or woken or not roster.silent(self._store, self.epoch) - self._gone.keys():
                 self._entries, acks = roster.call(self._store, self.epoch)
                 points = open_points(acks)
                 if not points:
@@ -184,7 +185,8 @@ class Freeze:
                 self._say("")  # where the lease is lost nobody acks any more, and an endless wait would not end
                 logger.info("Waiting for %d s: %s", told_s - began_s, "; ".join(points) or "acks",
                             extra={"event": "freeze.waiting"})
-            if not roster.woken(self._store, self.epoch, _WAIT_S if self._rung else _SECOND_BELL_S):
+            woken = roster.woken(self._store, self.epoch, _WAIT_S if self._rung else _SECOND_BELL_S)
+            if not woken:
                 self._ring_once()
                 self._entries = roster.entries(self._store)
                 self._bury()
@@ -236,16 +238,17 @@ def thawing(store: Store, terms: Terms, ring: Ring) -> Iterator[tuple[Freeze, Ca
 
     Maintenance mode in force is used as it is and left in force.
     """
-    standing, trusted_in_s = lease.read(store), 0.0
-    # A restore does not join: workers of a freeze that fails open would wake in the middle of it.
-    joined = standing is not None and standing.mode == MAINTENANCE and terms.mode == CHECKPOINT
-    if standing is not None and joined:
-        token, epoch, began_ms = standing.token, standing.epoch, store.now_ms()
+    joined, trusted_in_s = False, 0.0
+    try:
+        taken = lease.take(store, mode=terms.mode, reason=terms.reason, lease_s=terms.lease_s,
+                           lowest_epoch=terms.lowest_epoch, coordinator=coordinator())
+    except FreezeError:
+        # A restore does not join: workers of a freeze that fails open would wake in the middle of it.
+        standing = lease.read(store) if terms.mode == CHECKPOINT else None
+        if standing is None or standing.mode != MAINTENANCE:
+            raise
+        joined, token, epoch, began_ms = True, standing.token, standing.epoch, store.now_ms()
     else:
-        taken = lease.take(
-            store, mode=terms.mode, reason=terms.reason, lease_s=terms.lease_s, lowest_epoch=terms.lowest_epoch,
-            coordinator=coordinator(),
-        )
         token, epoch, began_ms = taken.token, taken.epoch, taken.at_ms
         # Counted from after the lease: emptied later, Redis loses the lease too, and nothing is confirmed.
         trusted_in_s = roster.TRUST_S - (taken.at_ms - taken.born_ms) / 1000

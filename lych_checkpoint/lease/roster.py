@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 
 from lych_checkpoint.lease.connection import Store
 from lych_checkpoint.lease.lease import LeaseFacts
@@ -277,4 +277,4 @@ def leave(store: Store, boot: str, broken: Iterable[str] = ()) -> None:
 
 def _shallow(record: Entry | Ack) -> dict[str, object]:
     """Return the fields as they are: ``asdict`` copies deeply, which is half of what a worker does for an ack."""
-    return {one.name: getattr(record, one.name) for one in fields(record)}
+    return {name: getattr(record, name) for name in record.__slots__}

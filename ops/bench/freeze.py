@@ -27,7 +27,7 @@ from ops.servers.child import end, wait_until
 _COUNTS = (1, 4, 16, 32)
 _CROWD = 1000
 #: On two noisy cores the interval of so many pairs is narrower than the 3 % that the plugin may cost.
-_PAIRS_PER_ROUND = 0.6
+_PAIRS_PER_ROUND = 0.4
 _GOALS = {"lease to all acks": 1.5, "lower bound of the speed": 0.97}
 _GOALS_MS = {("safepoint(), thawed", pool): 0.001 for pool in ("prefork", "threads")}
 _TEXT = """Floor and freeze are measured in turns: the floor publishes to as many bare processes, each of which
@@ -37,7 +37,7 @@ control bell, which idle workers need not hear: "control bell" is that broadcast
 "Thaw to the first task's end" is of a message that waits in the queue during the freeze. A thousand entries are
 simulated by four processes that ack for their share over real Redis. Tasks per second: batches of 500 empty tasks
 through one worker with one place, in ABBA pairs, with the plugin against without, and without against without as
-the control. `safepoint()` is less the loop around it, an empty call."""
+the control, with new workers after each quarter of them. `safepoint()` is less the loop around it, an empty call."""
 _CHANNEL, _ACKS, _FIRST = "floor:bell", "floor:acks", "bench:first"
 # Each listener is what a worker is at the least: a process that hears a message and answers with a push.
 _LISTENER = f"""
@@ -108,6 +108,11 @@ def _freezes(ground: Ground, federation: Federation, app: Celery, count: int, n:
     floor, acks, rings, firsts = [], [], [], []
     terms = federation.terms(freeze.CHECKPOINT, "bench")
     ring = federation.ring(app)
+
+    def at_thaw(act: str, epoch: int) -> None:
+        if act == "thaw":
+            ring(act, epoch)
+
     wait_until(lambda: len(roster.entries(federation.store())) == count, timeout_s=30,
                else_say=lambda: f"{count} workers are not in the roster")
     with (
@@ -117,21 +122,22 @@ def _freezes(ground: Ground, federation: Federation, app: Celery, count: int, n:
         for number in range(n + 1):
             floored_ms = bare()
             began_s = time.perf_counter()
-            with freeze.thawing(federation.store(), terms, ring) as (frozen, thaw):
-                written_s = time.perf_counter()
+            with freeze.thawing(federation.store(), terms, at_thaw) as (frozen, thaw):
                 frozen.wait_for_acks()
-                heard_s = time.perf_counter()
+                acked_s = time.perf_counter()
+                ring("freeze", frozen.epoch)  # as `wait_for_acks` does, but timed apart
+                rung_s = time.perf_counter()
                 frozen.drain()
                 app.send_task("done", args=[_FIRST], ignore_result=True)
                 frozen.confirm()
                 time.sleep(0.02)  # the message is at rest, whoever will fetch it
                 thawed_at = time.time()
-                acked_s = written_s + thaw().window.ack_ms / 1000
+                thaw()
             first_at = float(client.blpop([_FIRST], timeout=30)[1])
             if number:  # the first one warms caches
                 floor.append(floored_ms)
                 acks.append((acked_s - began_s) * 1000)
-                rings.append((heard_s - acked_s) * 1000)
+                rings.append((rung_s - acked_s) * 1000)
                 firsts.append((first_at - thawed_at) * 1000)
             time.sleep(0.05)
     variant = f"{count} workers"

@@ -106,10 +106,6 @@ class Ground:
             workers += [one.wait_ready(120) for one in some]
         return workers
 
-    def start_process(self, worker: CeleryProcess) -> CeleryProcess:
-        """Wait until a worker is ready; it ends with the ground."""
-        return self._stack.enter_context(worker).wait_ready(120)
-
     def open(self) -> Federation:
         """Open the federation in this process, to freeze without an interpreter's start."""
         os.environ.update({name: value for name, value in self.environment.items() if name.startswith("LYCH_")})
