@@ -10,15 +10,46 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 from ops.servers.child import ServerError, spawn, tail, wait_until
+
+
+class Child(Protocol):
+    """What is asked of a process that was started; a Popen is one."""
+
+    @property
+    def pid(self) -> int:
+        """Its id, and that of its process group."""
+
+    def poll(self) -> int | None:
+        """Return its exit code, or None while it runs."""
+
+    def wait(self, timeout: float | None = None, /) -> int:
+        """Return its exit code when it has ended; raises TimeoutExpired."""
+
+    def send_signal(self, number: int, /) -> None:
+        """Send it a signal, if it runs."""
+
+
+class Start(Protocol):
+    """Starts `python -m ARGV…` in `/`, in its own process group, output appended to ``log``."""
+
+    def __call__(self, argv: list[str], *, log: Path, environment: Mapping[str, str]) -> Child:
+        """Start it."""
+
+
+def interpreter(
+    argv: list[str], *, log: Path, environment: Mapping[str, str], within: tuple[str, ...] = ()
+) -> Child:
+    """Start it in an interpreter of its own; ``within`` is the command that runs that: on another host, say."""
+    return spawn([*within, sys.executable, "-m", *argv], log=log, environment=environment)
 
 
 class CeleryProcess:
     """One long-lived `python -m celery …`, its log, its exit code. A context manager that ends it."""
 
-    def __init__(self, child: subprocess.Popen[bytes], log: Path, ready_mark: str) -> None:
+    def __init__(self, child: Child, log: Path, ready_mark: str) -> None:
         self._child = child
         self.log = log
         self._mark = ready_mark
@@ -27,16 +58,13 @@ class CeleryProcess:
     @classmethod
     def worker(
         cls, app: str, name: str, *, directory: Path, environment: Mapping[str, str],
-        pool: str = "prefork", concurrency: int = 2, options: tuple[str, ...] = (), within: tuple[str, ...] = (),
+        pool: str = "prefork", concurrency: int = 2, options: tuple[str, ...] = (), start: Start = interpreter,
     ) -> Self:
-        """Start a worker `name`@local, its log in ``directory``/NAME.log; it is not ready yet.
-
-        ``within`` is the command that runs it: another host, say.
-        """
+        """Start a worker `name`@local, its log in ``directory``/NAME.log; it is not ready yet."""
         node = f"{name}@local"
         argv = ["worker", "-n", node, "--pool", pool, "-c", str(concurrency), "-l", "INFO", "--without-gossip",
                 "--without-mingle", *options]
-        return cls._start(app, argv, directory / f"{name}.log", environment, f"{node} ready.", within)
+        return cls._start(app, argv, directory / f"{name}.log", environment, f"{node} ready.", start)
 
     @classmethod
     def beat(cls, app: str, *, directory: Path, environment: Mapping[str, str]) -> Self:
@@ -83,7 +111,7 @@ class CeleryProcess:
             lambda: self.exit_code is not None,
             timeout_s=timeout_s, else_say=lambda: f"still runs after {timeout_s:g} s:\n{tail(self.log, 30)}",
         )
-        return self._child.returncode
+        return self._child.wait()
 
     def send(self, number: signal.Signals) -> None:
         """Send ``number`` to the main process alone."""
@@ -101,7 +129,7 @@ class CeleryProcess:
         try:
             return self._child.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            self._child.kill()
+            self._child.send_signal(signal.SIGKILL)
             return self._child.wait()
 
     def close(self) -> None:
@@ -121,11 +149,10 @@ class CeleryProcess:
     @classmethod
     def _start(
         cls, app: str, argv: list[str], log: Path, environment: Mapping[str, str], ready_mark: str,
-        within: tuple[str, ...] = (),
+        start: Start = interpreter,
     ) -> Self:
         log.unlink(missing_ok=True)
-        child = spawn([*within, sys.executable, "-m", "celery", "-A", app, *argv], log=log, environment=environment)
-        return cls(child, log, ready_mark)
+        return cls(start(["celery", "-A", app, *argv], log=log, environment=environment), log, ready_mark)
 
 
 def command(
