@@ -47,7 +47,7 @@ class Barrier:
         self._room = threading.Condition(self._lock)
         self._held: deque[Any] = deque()
         self._flag, self._blocks = flag, blocks
-        self.tokens = Tokens(self._on_release)
+        self.tokens = Tokens(self._on_release, exempt)
 
     @property
     def closed(self) -> bool:
@@ -59,14 +59,15 @@ class Barrier:
         while True:
             sure = self._may_start()  # again after each wait, in which the process may have slept
             with self._lock:
-                if self._blocks and not self.closed and not self._held and not self._has_place():
-                    self._room.wait()
-                    continue
-                exempt = self._exempt(request.name)
-                if not (exempt and sure) and (self.closed or self._held or not sure or not self._has_place()):
-                    self._held.append(request)
-                    return
-                token = self.tokens.take(request.id, request.name, exempt=exempt)
+                free = not self._flag[0] and not self._held
+                if not (free and sure and self._has_place()):
+                    if self._blocks and free and not self._has_place():
+                        self._room.wait()
+                        continue
+                    if not (sure and self._exempt(request.name)):
+                        self._held.append(request)
+                        return
+                token = self.tokens.take(request.id, request.name)
                 break
         # Outside the lock: on the solo pool this call is the task's body, and a freeze must be able to close.
         self._run(request, token)
@@ -100,7 +101,7 @@ class Barrier:
                 if self.closed or not sure or not self._held or not self._has_place():
                     return
                 request = self._held.popleft()
-                token = self.tokens.take(request.id, request.name, exempt=self._exempt(request.name))
+                token = self.tokens.take(request.id, request.name)
             self._run(request, token)
 
     def forget(self) -> None:

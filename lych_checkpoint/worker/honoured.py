@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 from lych_checkpoint.lease.lease import LeaseFacts, News
@@ -30,6 +31,5 @@ class Freeze:
                    until_ms=now_ms + lease.expires_in_ms)
 
 
-def clock_s() -> float:
-    """Seconds on the clock that goes on while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+#: Seconds on the clock that goes on while the machine sleeps. No function of ours: every task reads it.
+clock_s = partial(time.clock_gettime, time.CLOCK_BOOTTIME)

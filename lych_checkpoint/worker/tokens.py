@@ -25,26 +25,35 @@ class Token:
 
     task_id: str
     task: str
-    exempt: bool
+    exempts: Callable[[str], bool]
     taken_s: float = field(default_factory=time.monotonic)
     submitted: bool = False
     result: Any = None
 
+    @property
+    def exempt(self) -> bool:
+        """Whether its task may run through a freeze."""
+        return self.exempts(self.task)
+
 
 class Tokens:
-    """All tokens of one worker. Thread-safe."""
+    """All tokens of one worker. Thread-safe.
 
-    def __init__(self, released: Callable[[], None]) -> None:
+    What a task passes through here is short, for every task pays for it. ``exempts`` says of a task's name whether it
+    may run through a freeze; it is asked in a freeze only.
+    """
+
+    def __init__(self, released: Callable[[], None], exempts: Callable[[str], bool]) -> None:
         self._lock = threading.Lock()
         self._tokens: dict[int, Token] = {}
         self._pending: dict[str, Token] = {}
         self._failed: list[str] = []
-        self._released = released
+        self._released, self._exempts = released, exempts
         self._ghosts = Ghosts()
 
-    def take(self, task_id: str, task: str, *, exempt: bool) -> Token:
+    def take(self, task_id: str, task: str) -> Token:
         """Count a request that is about to go to the pool."""
-        token = Token(task_id, task, exempt)
+        token = Token(task_id, task, self._exempts)
         with self._lock:
             self._tokens[id(token)] = token
             self._pending[task_id] = token
@@ -54,7 +63,7 @@ class Tokens:
         """Stop counting; safe to call twice. ``failed``: its process may have died while parked."""
         with self._lock:
             known = self._tokens.pop(id(token), None)
-            if self._pending.get(token.task_id) is token:
+            if not token.submitted and self._pending.get(token.task_id) is token:
                 del self._pending[token.task_id]
             if failed:
                 self._failed.append(token.task_id)
@@ -75,11 +84,11 @@ class Tokens:
             if token is None:
                 return apply_async(target, args, kwargs, **options)
             token.submitted = True
-            options["callback"] = self._ending(token, options.get("callback"), failed=False)
-            options["error_callback"] = self._ending(token, options.get("error_callback"), failed=True)
+            options["callback"] = partial(self._end, token, options.get("callback"))
+            options["error_callback"] = partial(self._fail, token, options.get("error_callback"))
             if inside:
-                target = self._or_ended(token, target)
-                options["accept_callback"] = self._or_ended(token, options.get("accept_callback"))
+                target = partial(self._pass, token, target)
+                options["accept_callback"] = partial(self._pass, token, options.get("accept_callback"))
             try:
                 token.result = apply_async(target, args, kwargs, **options)
             except BaseException:
@@ -89,27 +98,27 @@ class Tokens:
 
         return counted
 
-    def _ending(self, token: Token, callback: Callable[..., Any] | None, *, failed: bool) -> Callable[..., Any]:
-        def ended(*args: Any, **kwargs: Any) -> Any:
-            try:
-                return callback(*args, **kwargs) if callback is not None else None
-            finally:
-                # The pool says so first, and only then ends the child; the body runs until that is done.
-                if not (failed and _is_over_its_time(*args) and self._ghosts.keep_until_dead(
-                        token.result, partial(self.release, token, failed=True))):
-                    self.release(token, failed=failed)
+    def _end(self, token: Token, callback: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return callback(*args, **kwargs) if callback is not None else None
+        finally:
+            self.release(token)
 
-        return ended
+    def _fail(self, token: Token, callback: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return callback(*args, **kwargs) if callback is not None else None
+        finally:
+            release = partial(self.release, token, failed=True)
+            # The pool says so first, and only then ends the child; the body runs until that is done.
+            if not (_is_over_its_time(*args) and self._ghosts.keep_until_dead(token.result, release)):
+                release()
 
-    def _or_ended(self, token: Token, part: Callable[..., Any] | None) -> Callable[..., Any] | None:
-        def passed(*args: Any, **kwargs: Any) -> Any:
-            try:
-                return part(*args, **kwargs) if part is not None else None
-            except BaseException:
-                self.release(token)
-                raise
-
-        return passed
+    def _pass(self, token: Token, part: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return part(*args, **kwargs) if part is not None else None
+        except BaseException:
+            self.release(token)
+            raise
 
     def __len__(self) -> int:
         """Return how many there are."""

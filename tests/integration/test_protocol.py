@@ -148,7 +148,7 @@ def test_request_that_waited_for_a_place_asks_again_whether_it_may_start() -> No
     barrier = Barrier(lambda request: started.append(request.id), exempt=lambda _name: False, places=lambda: 1,
                       may_start=lambda: sure[0], wake=lambda: None, drained=lambda: None, flag=bytearray(1),
                       blocks=True)
-    first = barrier.tokens.take("first", "work", exempt=False)
+    first = barrier.tokens.take("first", "work")
     waiting = threading.Thread(target=barrier.admit, args=[Task("second")])
     waiting.start()
     waiting.join(0.3)

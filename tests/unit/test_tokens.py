@@ -36,8 +36,8 @@ def test_no_circle_is_left_for_the_collector(which: str, answers: list[Any]) -> 
         jobs.append(Job(**options))
         return jobs[-1]
 
-    tokens = Tokens(lambda: None)
-    tokens.take("id", "task", exempt=False)
+    tokens = Tokens(lambda: None, lambda _name: False)
+    tokens.take("id", "task")
     tokens.wrap(apply_async)(print, (), {}, correlation_id="id", callback=None, error_callback=None)
     assert len(tokens) == 1
     job = jobs.pop()
