@@ -113,18 +113,25 @@ def _plain_files(directory: Path, paths: set[bytes]) -> dict[bytes, int]:
 
 def _odd_folders(directory: Path, files: Iterable[bytes]) -> dict[str, int]:
     """Return the modes, by path with a ``/`` at its end, of directories above ``files`` that git would not make."""
-    known, folders, above = Folders(directory), set[bytes](), {os.path.dirname(path) for path in files} - {b""}
-    while above:
-        folders |= above
-        above = {os.path.dirname(path) for path in above} - folders - {b""}
-    modes = {path: stat.S_IMODE(known.mode(path)) for path in folders}
+    known = Folders(directory)
+    modes = {path: stat.S_IMODE(known.mode(path)) for path in _above(files)}
     return {os.fsdecode(path) + "/": mode for path, mode in modes.items() if mode != _FOLDER_MODE}
 
 
-def restore_modes(lens: Lens, commit: str) -> None:
-    """Give files and directories the modes that git does not keep, as the captured commit says.
+def _above(files: Iterable[bytes]) -> set[bytes]:
+    """Return all directories above ``files``."""
+    folders, above = set[bytes](), {os.path.dirname(path) for path in files} - {b""}
+    while above:
+        folders |= above
+        above = {os.path.dirname(path) for path in above} - folders - {b""}
+    return folders
 
-    Root gives no setuid or setgid bit: whoever wrote the tree wrote those bytes too.
+
+def restore_modes(lens: Lens, commit: str) -> None:
+    """Give files and directories the modes of the captured commit, those that git does not keep too.
+
+    git leaves a file alone that has the right bytes and another mode than it would give, and makes new ones as the
+    umask wants. Root gives no setuid or setgid bit: whoever wrote the tree wrote those bytes too.
     """
     message = lens.git("cat-file", "commit", commit).out.partition(b"\n\n")[2].decode()
     if not message.startswith(_TITLE):
@@ -134,9 +141,21 @@ def restore_modes(lens: Lens, commit: str) -> None:
     for name in [name for name, mode in odd.items() if mode & ~kept]:
         logger.warning("%s does not get its setuid or setgid bit back", worktree.shown(os.fsencode(name)),
                        extra={"event": "body.bits_dropped"})
+    wanted, folders = {**_plain_modes(lens, commit), **odd}, Folders(lens.work_tree)
+    wrong = [name for name, mode in wanted.items()
+             if stat.S_IMODE(folders.mode(os.fsencode(name.rstrip("/")))) != mode & kept]
     # Files before directories, inner ones before outer ones: behind a closed door nothing can be changed.
-    for name in sorted(odd, key=lambda name: (name.endswith("/"), -name.count("/"))):
-        _set_mode(lens.work_tree, name, odd[name] & kept)
+    for name in sorted(wrong, key=lambda name: (name.endswith("/"), -name.count("/"))):
+        _set_mode(lens.work_tree, name, wanted[name] & kept)
+
+
+def _plain_modes(lens: Lens, commit: str) -> dict[str, int]:
+    """Return the modes that git keeps, by path, with a ``/`` at its end for directories; symlinks have none."""
+    entries = [line.split(b"\t", 1) for line in lens.git("ls-tree", "-r", "-z", commit).out.split(b"\0") if line]
+    files = {path: 0o755 if facts.startswith(b"100755") else 0o644
+             for facts, path in entries if facts.startswith(b"100")}
+    return {os.fsdecode(path): mode for path, mode in files.items()} | {
+        os.fsdecode(path) + "/": _FOLDER_MODE for path in _above(path for _, path in entries)}
 
 
 def _set_mode(directory: Path, name: str, mode: int) -> None:

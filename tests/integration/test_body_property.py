@@ -22,8 +22,8 @@ from tests.fixtures.federation import git
 from tests.fixtures.trees import Entry, contents
 from tests.integration.test_body_restore import Story
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 EXAMPLES = int(os.environ.get("LYCH_TEST_EXAMPLES", "12"))
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900 + 5 * EXAMPLES)]
 
 NAMES = st.sampled_from([b"a", b"b", b"README", b"Case", b"case", b"-option", b" space ", b"line\nbreak", b"\xff\xfe",
                          b"quote\"'\\", b"*.log", b"caf\xc3\xa9", b"x.txt", b"x.bin", b"deep", b":(top)", b"~"])

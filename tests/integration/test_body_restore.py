@@ -193,6 +193,21 @@ def test_a_captured_tree_keeps_the_modes_of_its_directories(story: Story) -> Non
         "closed": 0o700, "inner": 0o1770, "plain": 0o755}
 
 
+def test_a_captured_tree_has_its_modes_back_where_git_sees_no_change(story: Story) -> None:
+    file, folder = story.core / "deep/er/file", story.core / "deep/er"
+    (story.core / "untracked").write_text("u\n")
+    lock = story.checkpoint(dirty="capture")
+    file.chmod(0o400)
+    folder.chmod(0o700)
+    mask = os.umask(0o077)
+    try:
+        story.restore(lock)
+    finally:
+        os.umask(mask)
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (file, folder, story.core / "untracked")]
+    assert modes == [0o644, 0o755, 0o644]
+
+
 def test_a_filter_makes_a_repository_dirty_and_is_captured_raw(story: Story) -> None:
     attributes = "*.big filter=store\n*.txt text eol=crlf\n"
     commit(story.core, {".gitattributes": attributes, "x.big": "raw", "x.txt": "a\n"})
