@@ -132,6 +132,10 @@ def _rename(source: Path, goal: Path) -> None:
         raise Refused(f"cannot be moved to {goal}: {error.strerror}", str(source), "", "not-movable") from error
 
 
+def _goal_of(pin: RepoPin) -> Goal:
+    return Goal(pin.commit, pin.captured, pin.branch)
+
+
 def _bring(turn: _Turn, pin: RepoPin) -> None:
     area = turn.area
     members = listed_in(area.root, turn.comes.repos)
@@ -139,11 +143,12 @@ def _bring(turn: _Turn, pin: RepoPin) -> None:
     repository = Repository.at(member.directory)
     worktree.refuse_endless(member.directory, pin.path)  # made since it was staged; undoing asks no git here
     unlock(repository, alone=turn.alone)
-    leaving = next((one.captured for one in turn.goes.repos if one.path == pin.path), "")
+    leaving = next((_goal_of(one) for one in turn.goes.repos if one.path == pin.path), None)
+    captured = pin.captured or (leaving is not None and leaving.captured)
     bring_to(
-        repository, configurations.read(repository), Goal(pin.commit, pin.captured, pin.branch),
+        repository, configurations.read(repository), _goal_of(pin),
         area.aside(turn.leaving, pin.path, repository), leaving=leaving,
-        alternates=(turn.shadow / f"{safe_name(pin.path)}.git" / "objects",) if pin.captured or leaving else (),
+        alternates=(turn.shadow / f"{safe_name(pin.path)}.git" / "objects",) if captured else (),
         leave_out=left_out_of(member, members, turn.leave_out), inherit=turn.inherit,
         within=area.workshop(),
     )

@@ -72,9 +72,9 @@ def unlock(repository: Repository, *, alone: bool) -> None:
 
 
 def bring_to(
-    repository: Repository, configuration: Configuration, goal: Goal, aside: Aside | None, *, leaving: str = "",
-    alternates: Sequence[Path] = (), leave_out: Sequence[bytes] = (), inherit: int | None = None,
-    within: Path | None = None,
+    repository: Repository, configuration: Configuration, goal: Goal, aside: Aside | None, *,
+    leaving: Goal | None = None, alternates: Sequence[Path] = (), leave_out: Sequence[bytes] = (),
+    inherit: int | None = None, within: Path | None = None,
 ) -> None:
     """Make the working tree, the index and HEAD those of ``goal``.
 
@@ -83,8 +83,8 @@ def bring_to(
         configuration: its configuration.
         goal: every object of it is there, or in ``alternates``.
         aside: where to put what is in the way; None for a tree that we just made.
-        leaving: the captured commit that is there now, if it is one: what only it brought is moved aside, even where
-            an ignore rule hides it by now.
+        leaving: what is there now. What only a captured commit brought is moved aside, even where an ignore rule
+            hides it by now.
         alternates: further object directories.
         leave_out: paths that are not touched.
         inherit: see `command.run`.
@@ -100,8 +100,10 @@ def bring_to(
         before = _listed(lens, repository.index)
         _build(lens, wanted)
         target = _listed(lens, lens.index)
-        # What a captured commit does not hold was too large for it, and is nowhere else.
-        held = before & _files_of(lens, leaving) if leaving else before
+        captured, there = leaving.captured if leaving else "", _files_of(lens, leaving)
+        # What a captured commit does not hold was too large for it, and is nowhere else. What a clean one holds and
+        # the index does not, a switch the other way had brought when it was cut off.
+        held = before & there if captured else before | there
         if aside is not None:
             _set_state_aside(repository, aside.state)
             _clear_the_way(lens, held, aside)
@@ -112,7 +114,7 @@ def bring_to(
                 _move_if_there(lens.work_tree, path, aside.files)
             for path in others(lens):
                 _move(lens.work_tree, path.rstrip(b"/"), aside.files)
-            for path in _files_of(lens, leaving) - target:
+            for path in _files_of(lens, leaving) - target if captured else ():
                 _move(lens.work_tree, path, aside.files)
         _forget_bytecode(lens.work_tree, before | target, target)
         hand_over(repository.directory, owner_of(repository.directory), target)  # first: a mode must not be root's
@@ -143,8 +145,9 @@ def _listed(lens: Lens, index: Path) -> set[bytes]:
     return {path for path in done.out.split(b"\0")[:-1] if is_below(path) and not lens.left_out(path)}
 
 
-def _files_of(lens: Lens, commit: str) -> set[bytes]:
-    """Return those of a commit's paths at which a file is now; none without a commit."""
+def _files_of(lens: Lens, tree: Goal | None) -> set[bytes]:
+    """Return those of its paths at which a file is now; none of a commit that cannot be read."""
+    commit = tree.captured or tree.commit if tree else ""
     out = lens.git("ls-tree", "-r", "-z", "--name-only", commit, accept=(0, 128)).out if commit else b""
     folders = Folders(lens.work_tree)
     paths = (path for path in out.split(b"\0")[:-1] if is_below(path) and not lens.left_out(path))

@@ -193,6 +193,19 @@ def test_a_captured_tree_keeps_the_modes_of_its_directories(story: Story) -> Non
         "closed": 0o700, "inner": 0o1770, "plain": 0o755}
 
 
+def test_what_a_cut_off_undo_had_brought_is_not_kept_beside_the_commit_that_holds_it(story: Story) -> None:
+    lock = story.checkpoint()
+    sealed = story.all_contents()
+    commit(story.core, {"only": "whole\n"})
+    displaced = story.restore(lock)
+    (story.core / "only").write_text("wh")  # as a git that was killed leaves it
+    body.switch(lock, story.root, "t1")
+    assert story.all_contents() == sealed
+    assert [*(story.root / ".lych-stage/t1").glob("*-files*/**/only")] == []
+    body.switch_back(displaced, story.root, "t1")
+    assert (story.core / "only").read_text() == "whole\n"
+
+
 def test_a_captured_tree_has_its_modes_back_where_git_sees_no_change(story: Story) -> None:
     file, folder = story.core / "deep/er/file", story.core / "deep/er"
     (story.core / "untracked").write_text("u\n")
