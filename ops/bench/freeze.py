@@ -27,7 +27,7 @@ from ops.servers.child import end, wait_until
 _COUNTS = (1, 4, 16, 32)
 _CROWD = 1000
 #: On two noisy cores the interval of so many pairs is narrower than the 3 % that the plugin may cost.
-_PAIRS_PER_ROUND = 0.4
+_PAIRS_PER_ROUND = 0.6
 _GOALS = {"lease to all acks": 1.5, "lower bound of the speed": 0.97}
 _GOALS_MS = {("safepoint(), thawed", pool): 0.001 for pool in ("prefork", "threads")}
 _TEXT = """Floor and freeze are measured in turns: the floor publishes to as many bare processes, each of which

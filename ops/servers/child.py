@@ -28,6 +28,16 @@ def me() -> Owner:
     return Owner(os.geteuid(), os.getegid())
 
 
+def inherited() -> dict[str, str]:
+    """Return the environment that a child gets of ours."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_CLEAN_PREFIXES)}
+
+
+def end_with_parent(number: signal.Signals) -> None:
+    """Have the kernel send ``number`` to this process when its parent's thread ends; setuid clears that."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, int(number))
+
+
 def spawn(
     argv: Sequence[str | Path],
     *,
@@ -44,15 +54,14 @@ def spawn(
     parent = os.getpid()
 
     def promise() -> None:  # runs after setuid, which would clear it
-        _LIBC.prctl(_PR_SET_PDEATHSIG, int(on_parent_death))
+        end_with_parent(on_parent_death)
         if os.getppid() != parent:
             os._exit(1)
 
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_CLEAN_PREFIXES)}
     with log.open("ab") as output:
         return subprocess.Popen(
             [str(part) for part in argv], stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/",
-            env={**kept, **(environment or {})}, preexec_fn=promise, process_group=0,
+            env={**inherited(), **(environment or {})}, preexec_fn=promise, process_group=0,
             **(owner.popen_arguments() if owner else {}),
         )
 
