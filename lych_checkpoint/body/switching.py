@@ -20,7 +20,10 @@ from lych_checkpoint.repository.place import UNREADABLE, Repository
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Turn:
-    """One switch: which body comes and which goes, and on which side of the area each waits."""
+    """One switch: which body comes and which goes, and on which side of the area each waits.
+
+    ``first``: none was begun under this ticket before, so none can have been cut off.
+    """
 
     area: Area
     comes: BodyLock
@@ -28,6 +31,7 @@ class _Turn:
     arriving: Side
     leaving: Side
     alone: bool
+    first: bool
     shadow: Path
     leave_out: tuple[Path, ...]
     inherit: int
@@ -83,6 +87,7 @@ def _turn(comes: BodyLock, root: Path, ticket: str, *, back: bool, alone: bool) 
         turn = _Turn(
             area=area, comes=comes, goes=BodyLock.loads(facts["arrived" if back else "displaced"], str(area.path)),
             arriving="old" if back else "new", leaving="new" if back else "old", alone=alone,
+            first="arrived" not in facts,
             shadow=Path(facts["shadow"]), leave_out=tuple(Path(path) for path in facts["leave_out"]),
             inherit=descriptor,
         )
@@ -147,7 +152,8 @@ def _bring(turn: _Turn, pin: RepoPin) -> None:
     captured = pin.captured or (leaving is not None and leaving.captured)
     bring_to(
         repository, configurations.read(repository), _goal_of(pin),
-        area.aside(turn.leaving, pin.path, repository), leaving=leaving,
+        area.aside(turn.leaving, pin.path, repository),
+        leaving=None if turn.first and leaving is not None and not leaving.captured else leaving,
         alternates=(turn.shadow / f"{safe_name(pin.path)}.git" / "objects",) if captured else (),
         leave_out=left_out_of(member, members, turn.leave_out), inherit=turn.inherit,
         within=area.workshop(),

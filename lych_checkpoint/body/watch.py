@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lych_checkpoint.repository.lens import Lens
-from lych_checkpoint.repository.worktree import Folders, ignored
+from lych_checkpoint.repository.worktree import Folders, folders_above, ignored
 
 _EVENT = struct.Struct("iIII")
 _MODIFY, _ATTRIB, _CLOSE_WRITE, _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x2, 0x4, 0x8, 0x40, 0x80, 0x100, 0x200
@@ -72,11 +72,7 @@ class Watch:
         root = os.fsencode(directory)
         self._left_out[number] = lens
         self.complete = self.complete and all(kind in _LOCAL for kind in kinds(root, _MOUNTS.read_bytes()))
-        folders = {b""}
-        above = {path.rpartition(b"/")[0] for path in tracked}
-        while above:
-            folders |= above
-            above = {path.rpartition(b"/")[0] for path in above} - folders
+        folders = folders_above(tracked)
         for folder in folders:
             self._add(number, root, folder)
         real = Folders(directory)

@@ -108,6 +108,15 @@ def run(
     return str(done.stdout)
 
 
+def ended_within(child: Any, timeout_s: float) -> tuple[bytes, bytes] | None:
+    """Return what a child that another library started wrote to its two pipes; None if it goes on after this time."""
+    try:
+        out, err = child.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        return None
+    return out, err
+
+
 class Running:
     """A program that runs beside us. Made by `spawned`."""
 

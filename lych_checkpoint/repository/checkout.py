@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from lych_checkpoint.repository.configuration import Configuration
 from lych_checkpoint.repository.lens import Lens, opened
 from lych_checkpoint.repository.ownership import hand_over_git, refuse_links
 from lych_checkpoint.repository.place import BUSY, Repository
-from lych_checkpoint.repository.worktree import Folders, is_below, others
+from lych_checkpoint.repository.worktree import Folders, folders_above, is_below, others
 
 _LOCKS = ("index.lock", "HEAD.lock", "packed-refs.lock")
 _TIMEOUT_S = 1800
@@ -83,8 +83,8 @@ def bring_to(
         configuration: its configuration.
         goal: every object of it is there, or in ``alternates``.
         aside: where to put what is in the way; None for a tree that we just made.
-        leaving: what is there now. What only a captured commit brought is moved aside, even where an ignore rule
-            hides it by now.
+        leaving: what is there now, if that was captured, or if an earlier switch may have been cut off. What only a
+            captured commit brought is moved aside, even where an ignore rule hides it by now.
         alternates: further object directories.
         leave_out: paths that are not touched.
         inherit: see `command.run`.
@@ -100,10 +100,10 @@ def bring_to(
         before = _listed(lens, repository.index)
         _build(lens, wanted)
         target = _listed(lens, lens.index)
-        captured, there = leaving.captured if leaving else "", _files_of(lens, leaving)
+        captured = leaving.captured if leaving else ""
         # What a captured commit does not hold was too large for it, and is nowhere else. What a clean one holds and
         # the index does not, a switch the other way had brought when it was cut off.
-        held = before & there if captured else before | there
+        held = before & _files_of(lens, leaving) if captured else before | _files_of(lens, leaving, known=before)
         if aside is not None:
             _set_state_aside(repository, aside.state)
             _clear_the_way(lens, held, aside)
@@ -145,13 +145,14 @@ def _listed(lens: Lens, index: Path) -> set[bytes]:
     return {path for path in done.out.split(b"\0")[:-1] if is_below(path) and not lens.left_out(path)}
 
 
-def _files_of(lens: Lens, tree: Goal | None) -> set[bytes]:
-    """Return those of its paths at which a file is now; none of a commit that cannot be read."""
+def _files_of(lens: Lens, tree: Goal | None, known: Collection[bytes] = ()) -> set[bytes]:
+    """Return those of its paths, but the ``known``, at which a file is now; none of a commit that cannot be read."""
     commit = tree.captured or tree.commit if tree else ""
     out = lens.git("ls-tree", "-r", "-z", "--name-only", commit, accept=(0, 128)).out if commit else b""
     folders = Folders(lens.work_tree)
-    paths = (path for path in out.split(b"\0")[:-1] if is_below(path) and not lens.left_out(path))
-    return {path for path in paths if folders.mode(path) and not stat.S_ISDIR(folders.mode(path))}
+    paths = (path for path in out.split(b"\0")[:-1]
+             if path not in known and is_below(path) and not lens.left_out(path))
+    return {path for path in paths if (mode := folders.mode(path)) and not stat.S_ISDIR(mode)}
 
 
 def _clear_the_way(lens: Lens, held: set[bytes], aside: Aside) -> None:
@@ -181,22 +182,13 @@ def _remove(lens: Lens, paths: Iterable[bytes]) -> None:
 def _forget_bytecode(directory: Path, paths: Iterable[bytes], target: set[bytes]) -> None:
     """Remove bytecode beside tracked files, and directories that are empty then: they would import as packages."""
     root, folders = os.fsencode(directory), Folders(directory)
-    kept = {os.path.dirname(path) for path in target}
-    places = {parent for path in paths for parent in _parents(path)}
-    for place in sorted(places, reverse=True):
+    kept = folders_above(target)
+    for place in sorted(folders_above(paths), reverse=True):
         cache = os.path.join(place, b"__pycache__")
         if cache not in kept and folders.is_real(cache):
             shutil.rmtree(os.path.join(root, cache))
         if place and folders.is_real(place) and not os.listdir(os.path.join(root, place)):
             os.rmdir(os.path.join(root, place))
-
-
-def _parents(path: bytes) -> list[bytes]:
-    found = []
-    while path:
-        path = os.path.dirname(path)
-        found.append(path)
-    return found
 
 
 def _set_state_aside(repository: Repository, state: Path) -> None:

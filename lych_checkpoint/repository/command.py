@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from git import Git
 from git.exc import GitCommandNotFound
 
 from lych_checkpoint.errors import Refused
+from lych_checkpoint.process import ended_within
 
 #: Of no consequence: git only wants somebody to name in a reflog and in a captured commit.
 _WHO = "lych_checkpoint"
@@ -135,22 +135,16 @@ def _ended(process: Any, timeout_s: float) -> tuple[bytes, str, bool]:
 
     Not by GitPython: before 3.2 that asks `ps` for the children, and where there is none kills nobody.
     """
-    late = threading.Event()
-
-    def kill() -> None:
-        late.set()
+    found = ended_within(process, timeout_s)
+    late = found is None
+    if found is None:
         with suppress(OSError):  # the kernel may not tell, or the process has just ended
             for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
                 os.kill(int(child), signal.SIGKILL)
         process.kill()
-
-    watchdog = threading.Timer(timeout_s, kill)
-    watchdog.start()
-    try:
-        out, err = process.communicate()
-    finally:
-        watchdog.cancel()
-    return out, err.decode(errors="replace"), not (late.is_set() and process.returncode == -signal.SIGKILL)
+        found = process.communicate()
+    out, err = found
+    return out, err.decode(errors="replace"), not (late and process.returncode == -signal.SIGKILL)
 
 
 def _configured(configuration: Mapping[str, str]) -> dict[str, str]:

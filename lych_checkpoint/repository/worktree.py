@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
@@ -18,7 +17,8 @@ _WORDS = {"M": "modified", "T": "modified", "A": "added", "D": "deleted", "U": "
 _PLAIN = (b"H 100", b"H 120")
 #: Files of a working tree that git reads by their names; git follows none of them that is a symlink.
 _READ = frozenset((b".gitignore", b".gitattributes", b".gitmodules"))
-_ATTRIBUTES = re.compile(rb"[\t/]\.gitattributes\0")
+_NEVER_BELOW = frozenset((b"", b".", b"..", b".git"))
+_ATTRIBUTES = (b"\t.gitattributes\0", b"/.gitattributes\0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +79,8 @@ def tracked(lens: Lens) -> Tracked:
     links = tuple(_path(entry) for entry in odd if entry[2:].startswith(b"160000"))
     # A lower-case letter is assume-unchanged, S is skip-worktree.
     hidden = tuple(_path(entry) for entry in odd if entry[:1].islower() or entry[:1] == b"S")
-    return Tracked(files=tuple(_path(entry) for entry in entries), hidden=hidden, links=links,
-                   attributes=_ATTRIBUTES.search(out) is not None)
+    return Tracked(files=tuple([entry.partition(b"\t")[2] for entry in entries]), hidden=hidden, links=links,
+                   attributes=any(name in out for name in _ATTRIBUTES))
 
 
 def _path(entry: bytes) -> bytes:
@@ -144,12 +144,14 @@ def endless(directory: Path) -> bytes:
 
     A pipe that is called `.gitignore` keeps a status for ever; of all others git looks at no more than the mode.
     """
-    found = _special(os.fsencode(directory), frozenset())
-    return next((path for path in found if os.path.basename(path) in _READ), b"")
+    return next(_special(os.fsencode(directory), frozenset(), _READ), b"")
 
 
-def _special(root: bytes, passed_over: Collection[bytes]) -> Iterator[bytes]:
-    """Give what is neither file nor directory nor symlink. What cannot be read is passed over: git says so."""
+def _special(root: bytes, passed_over: Collection[bytes], names: Collection[bytes] = ()) -> Iterator[bytes]:
+    """Give what is neither file nor directory nor symlink, if need be only what has one of these ``names``.
+
+    What cannot be read is passed over: git says so.
+    """
     waiting = [b""]
     while waiting:
         folder = waiting.pop()
@@ -159,7 +161,8 @@ def _special(root: bytes, passed_over: Collection[bytes]) -> Iterator[bytes]:
                     path = os.path.join(folder, entry.name)
                     if entry.name != b".git" and path + b"/" not in passed_over:
                         waiting.append(path)
-                elif not (entry.is_file(follow_symlinks=False) or entry.is_symlink()):
+                elif (not names or entry.name in names) and \
+                        not (entry.is_file(follow_symlinks=False) or entry.is_symlink()):
                     yield os.path.join(folder, entry.name)
 
 
@@ -168,7 +171,16 @@ def is_below(path: bytes) -> bool:
 
     git checks that when it adds to an index, not when it lists one that somebody else wrote.
     """
-    return not any(part in (b"", b".", b"..") or part.lower() == b".git" for part in path.split(b"/"))
+    return _NEVER_BELOW.isdisjoint(path.lower().split(b"/"))
+
+
+def folders_above(paths: Iterable[bytes]) -> set[bytes]:
+    """Return every directory that leads to one of the paths, with the top, which is ``b""``."""
+    found, above = {b""}, {path.rpartition(b"/")[0] for path in paths}
+    while above:
+        found |= above
+        above = {path.rpartition(b"/")[0] for path in above} - found
+    return found
 
 
 class Folders:
