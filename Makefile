@@ -16,42 +16,42 @@ OLDEST ?= tests/unit/test_settings.py tests/unit/test_seal.py tests/unit/test_re
   tests/integration/test_create_and_restore.py::test_restore_gives_back_what_the_freeze_saw \
   tests/integration/test_freeze.py::test_tasks_published_in_a_freeze_start_after_it_and_once
 
-.PHONY: help demo test check kills contract bench matrix chaos model oldest lock clean
+.PHONY: help compiled demo test check kills contract bench matrix chaos model oldest lock clean
 
 help:  ## show this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
 
-demo: .venv/.ready  ## a running federation: frozen, sealed, wrecked, brought back (under a minute)
+demo: compiled  ## a running federation: frozen, sealed, wrecked, brought back (under a minute)
 	@$(PY) -m ops.demo
 
-test: .venv/.ready  ## unit and integration tests on real servers; TESTS=path, JOBS=n
+test: compiled  ## unit and integration tests on real servers; TESTS=path, JOBS=n
 	@$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
-check: .venv/.ready  ## ruff, mypy --strict, the import law
+check: compiled  ## ruff, mypy --strict, the import law
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy --strict lych_checkpoint ops
 	@$(PY) -m pytest -q tests/architecture
 
-kills: .venv/.ready  ## kill a restore, its undo and its recover at every step of every driver (twenty minutes); KILLS='--driver dump --sample 20'
+kills: compiled  ## kill a restore, its undo and its recover at every step of every driver (twenty minutes); KILLS='--driver dump --sample 20'
 	@$(PY) -m ops.kills $(KILLS)
 
-contract: .venv/.ready  ## every driver, PostgreSQL 15 and 18, ext4, XFS, Btrfs (ten minutes); CONTRACT='--only pitr --write'
+contract: compiled  ## every driver, PostgreSQL 15 and 18, ext4, XFS, Btrfs (ten minutes); CONTRACT='--only pitr --write'
 	@$(PY) -m ops.contract $(CONTRACT)
 
-bench: .venv/.ready  ## measure beside bare floors; PART=freeze|soul|body|restore
+bench: compiled  ## measure beside bare floors; PART=freeze|soul|body|restore
 	@$(PY) -m ops.bench $(PART)
 
-matrix: .venv/.ready  ## freeze on every pool, broker and kind of ack (ten minutes); CELLS=--pairwise for eight of them
+matrix: compiled  ## freeze on every pool, broker and kind of ack (ten minutes); CELLS=--pairwise for eight of them
 	@$(PY) -m ops.matrix $(CELLS)
 
-chaos: .venv/.ready  ## random freezes under random faults, and 200 kills of a restore; SEED=n, MINUTES=n or ROUNDS=n, RESTORES=n, BROKER=redis|rabbitmq|both
+chaos: compiled  ## random freezes under random faults, and 200 kills of a restore; SEED=n, MINUTES=n or ROUNDS=n, RESTORES=n, BROKER=redis|rabbitmq|both
 	@$(PY) -m ops.chaos --broker $(BROKER) --minutes $(MINUTES) --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
 	@$(if $(RESTORES),$(PY) -m ops.kills --sample $(RESTORES) $(if $(SEED),--seed $(SEED)))
 
-model: .venv/.ready  ## check every state of the freeze protocol's model (two minutes); needs spin and gcc
+model: compiled  ## check every state of the freeze protocol's model (two minutes); needs spin and gcc
 	@$(PY) -m ops.model
 
-oldest: .venv/.ready  ## unit tests, a freeze and a restore with the oldest releases that pyproject.toml allows
+oldest: compiled  ## unit tests, a freeze and a restore with the oldest releases that pyproject.toml allows
 	@./ops/oldest.sh -n $(JOBS) $(OLDEST)
 
 lock: .venv/.ready  ## renew requirements.lock and ops/oldest.lock from pyproject.toml
@@ -65,6 +65,10 @@ lock: .venv/.ready  ## renew requirements.lock and ops/oldest.lock from pyprojec
 clean:  ## remove what make made
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Where PYTHONDONTWRITEBYTECODE is set, each of a thousand processes would compile all of it for itself.
+compiled: .venv/.ready
+	@$(PY) -m compileall -q lych_checkpoint ops tests
 
 .venv/.ready: requirements.lock pyproject.toml ops/setup.sh
 	@./ops/setup.sh

@@ -4,7 +4,7 @@ set -eu
 cd -- "$(dirname -- "$0")/.."
 place=.venv/oldest
 uv() { .venv/bin/python -m uv "$@"; }
-export UV_PYTHON_DOWNLOADS=never UV_LINK_MODE=copy
+export UV_PYTHON_DOWNLOADS=never UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1
 mkdir -p "${UV_CACHE_DIR:-${XDG_CACHE_HOME:-${HOME:-/nonexistent}/.cache}/uv}" 2>/dev/null || export UV_NO_CACHE=1
 
 rm -rf "$place"

@@ -21,7 +21,8 @@ command -v "$python" >/dev/null || fail "$python is missing: apt install python3
 # Everything is called as `python -m`: a script's first line breaks where a folder has a space in its name.
 pip() { "$venv/bin/python" -m pip "$@"; }
 uv() { UV_PYTHON_DOWNLOADS=never "$venv/bin/python" -m uv "$@"; }
-export PIP_DISABLE_PIP_VERSION_CHECK=1 UV_LINK_MODE=copy
+# uv does not compile unless told so, and where PYTHONDONTWRITEBYTECODE is set nothing else ever would.
+export PIP_DISABLE_PIP_VERSION_CHECK=1 UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1
 # A user without a home of their own has no cache either.
 mkdir -p "${UV_CACHE_DIR:-${XDG_CACHE_HOME:-${HOME:-/nonexistent}/.cache}/uv}" 2>/dev/null || export UV_NO_CACHE=1
 
