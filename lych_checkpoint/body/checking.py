@@ -44,7 +44,7 @@ def verify(lock: BodyLock, root: Path, leave_out: Sequence[Path] = (), shadow: P
     def one(item: tuple[Member, RepoPin]) -> list[str]:
         member, pin = item
         try:
-            found = _differences(member, pin, left_out_of(member, members, ours), shadow)
+            found = differences(member, pin, left_out_of(member, members, ours), shadow)
             return [f"{pin.path}: {what}" for what in found]
         except Refused as error:
             return [str(error)]
@@ -52,7 +52,10 @@ def verify(lock: BodyLock, root: Path, leave_out: Sequence[Path] = (), shadow: P
     return [sentence for found in each(one, zip(members, lock.repos, strict=True)) for sentence in found]
 
 
-def _differences(member: Member, pin: RepoPin, leave_out: tuple[bytes, ...], shadow: Path | None) -> Iterator[str]:
+def differences(
+    member: Member, pin: RepoPin, leave_out: tuple[bytes, ...], shadow: Path | None = None,
+) -> Iterator[str]:
+    """Say in what one repository is not as its pin says, every file compared by content. Arguments as of `verify`."""
     if pin.commit == UNREADABLE:
         if not member.directory.exists():
             yield "is missing"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from lych_checkpoint.body.area import Area, Side, flush, safe_name
+from lych_checkpoint.body.checking import differences
 from lych_checkpoint.body.members import each, listed_in
 from lych_checkpoint.body.scans import left_out_of
 from lych_checkpoint.errors import Refused
@@ -150,12 +151,15 @@ def _bring(turn: _Turn, pin: RepoPin) -> None:
     unlock(repository, alone=turn.alone)
     leaving = next((_goal_of(one) for one in turn.goes.repos if one.path == pin.path), None)
     captured = pin.captured or (leaving is not None and leaving.captured)
+    left_out = left_out_of(member, members, turn.leave_out)
+    if turn.first and not captured and leaving == _goal_of(pin) and not any(differences(member, pin, left_out)):
+        return  # as most are in most restores
     bring_to(
         repository, configurations.read(repository), _goal_of(pin),
         area.aside(turn.leaving, pin.path, repository),
         leaving=None if turn.first and leaving is not None and not leaving.captured else leaving,
         alternates=(turn.shadow / f"{safe_name(pin.path)}.git" / "objects",) if captured else (),
-        leave_out=left_out_of(member, members, turn.leave_out), inherit=turn.inherit,
+        leave_out=left_out, inherit=turn.inherit,
         within=area.workshop(),
     )
     area.forget_clearing(turn.arriving, pin.path)

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 _LOOK_S, _WAIT_S = 0.05, 5.0
@@ -23,13 +24,22 @@ def dismiss(pool: Any, idle: Callable[[], bool]) -> threading.Thread | None:
     Not before ``idle``, whether every result was heard: from then on all that a child writes is that word. Other
     pools, whose children are heard to the last, are left alone.
     """
-    children = getattr(getattr(pool, "_pool", None), "_fileno_to_outq", None)
+    inner = getattr(pool, "_pool", None)
+    children = getattr(inner, "_fileno_to_outq", None)
     if not children:
         return None
+    if idle():
+        # Celery's own (5.6) sleeps half a second between its looks at timers that bring results back; none is due.
+        pool.on_stop = partial(_stop, inner)
     thread = threading.Thread(target=_end, args=({fd: child.pid for fd, child in children.items()}, idle),
                               daemon=True, name="lych-dismissal")
     thread.start()
     return thread
+
+
+def _stop(pool: Any) -> None:
+    pool.close()
+    pool.join()
 
 
 def _end(children: dict[int, int], idle: Callable[[], bool]) -> None:
