@@ -18,7 +18,6 @@ from lych_checkpoint.federation import Federation
 from lych_checkpoint.journal import Journal
 from lych_checkpoint.lease import marks
 from lych_checkpoint.manifest import BodyLock, FreezeFacts, Manifest, witnessed
-from lych_checkpoint.process import unhurried
 from lych_checkpoint.soul import Soul
 from lych_checkpoint.vault import write_atomic
 
@@ -124,11 +123,11 @@ class Restoration:
         self._time("awake")
 
     def finish(self) -> None:
-        """Seal what was displaced and close the journal, after the thaw: nothing that lives is read for it.
-
-        Whoever waits, waits for the new workers, which start meanwhile.
-        """
-        unhurried(self._seal_safety if self._journal.safety else self._remove_displaced)
+        """Seal what was displaced and close the journal, after the thaw: nothing that lives is read for it."""
+        if self._journal.safety:
+            self._seal_safety()
+        else:
+            self._remove_displaced()
         self._time("finish")
         self._close(RESTORED, driver=self._manifest.soul.driver, phases_ms=self._phases_ms)
 

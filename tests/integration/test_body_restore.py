@@ -451,6 +451,24 @@ def test_a_broken_index_stops_nothing(story: Story, index: bytes | None) -> None
     assert story.all_contents() == evolved
 
 
+def test_a_repository_that_did_not_move_is_compared_by_content_and_left_alone(story: Story) -> None:
+    lock = story.checkpoint()
+    sealed = story.all_contents()
+    evolve(story.core)
+    indexes = {name: (story.root / name / ".git/index").stat() for name in NAMES}
+    story.stage(lock)
+    story.displace()
+    # As stat cannot tell: git would call it clean by the index that is there.
+    readme = next(path for path in (story.root / "extensions/beta").iterdir() if path.is_file())
+    before = readme.stat()
+    readme.write_bytes(readme.read_bytes().swapcase())
+    os.utime(readme, ns=(before.st_atime_ns, before.st_mtime_ns))
+    body.switch(lock, story.root, "t1")
+    assert story.all_contents() == sealed
+    moved = {name for name in NAMES if (story.root / name / ".git/index").stat() != indexes[name]}
+    assert moved == {"core", "extensions/beta"}
+
+
 def test_bytecode_does_not_outlive_its_source(story: Story) -> None:
     lock = story.checkpoint()
     commit(story.core, {"later/__init__.py": "", "later/sub/__init__.py": ""})

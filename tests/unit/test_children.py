@@ -36,8 +36,10 @@ def test_each_child_ends_after_its_own_shutdown_without_a_rest(
     pool.close()
     pool._stop_task_handler(pool._task_handler)  # what `join` does first
     heard = threading.Event()
-    thread = children.dismiss(SimpleNamespace(_pool=pool), heard.is_set)
+    outer = SimpleNamespace(_pool=pool, on_stop=None)
+    thread = children.dismiss(outer, heard.is_set)
     assert thread is not None
+    assert outer.on_stop is None  # with a result on its way that is Celery's to do
     wait_until(lambda: len([*tmp_path.iterdir()]) == len(processes) and all(
         process.outq._reader.poll(0) for process in processes))
     assert all(process._is_alive() for process in processes)  # nobody is ended whose results may not be heard yet
@@ -46,6 +48,21 @@ def test_each_child_ends_after_its_own_shutdown_without_a_rest(
     thread.join()
     assert time.monotonic() - began_s < 60
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(str(process.pid) for process in processes)
+
+
+def test_a_pool_in_which_nothing_runs_is_joined_without_celerys_look_at_timers() -> None:
+    inner = AsynPool(processes=2, threads=False)
+    processes = list(inner._pool)
+    wait_until(lambda: all(process.outq._reader.poll(0) for process in processes))
+    for process in processes:
+        process.outq._reader.recv()
+    pool = SimpleNamespace(_pool=inner, on_stop=None)
+    thread = children.dismiss(pool, lambda: True)
+    assert thread is not None
+    assert pool.on_stop is not None
+    pool.on_stop()
+    thread.join()
+    assert not any(process._is_alive() for process in processes)
 
 
 @pytest.mark.parametrize("pool", [SimpleNamespace(), SimpleNamespace(_pool=None), SimpleNamespace(_pool=object())])
