@@ -16,7 +16,7 @@ OLDEST ?= tests/unit/test_settings.py tests/unit/test_seal.py tests/unit/test_re
   tests/integration/test_create_and_restore.py::test_restore_gives_back_what_the_freeze_saw \
   tests/integration/test_freeze.py::test_tasks_published_in_a_freeze_start_after_it_and_once
 
-.PHONY: help compiled demo test check kills contract bench matrix chaos model oldest lock clean
+.PHONY: help demo test check kills contract bench matrix chaos model oldest lock clean
 
 help:  ## show this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -67,6 +67,7 @@ clean:  ## remove what make made
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Where PYTHONDONTWRITEBYTECODE is set, each of a thousand processes would compile all of it for itself.
+.PHONY: compiled
 compiled: .venv/.ready
 	@$(PY) -m compileall -q lych_checkpoint ops tests
 
