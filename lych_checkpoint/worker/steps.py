@@ -214,9 +214,9 @@ class Membership(bootsteps.StartStopStep):
     def _on_shutdown(self, worker: Any, alive_file: Any) -> Any:
         def ended(**_: Any) -> None:
             self._running.close()
-            worker.lych_member.end()
-            if worker.lych_member.left:
+            if worker.lych_member.left:  # for good: an app's tests may start and stop many workers in one process
                 gc.freeze()  # else the interpreter's end looks for garbage in all that is loaded: a third of a second
+            worker.lych_member.end()
             alive_file.unlink(missing_ok=True)
             self._store.close()
 
