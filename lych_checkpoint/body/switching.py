@@ -149,17 +149,18 @@ def _bring(turn: _Turn, pin: RepoPin) -> None:
     repository = Repository.at(member.directory)
     worktree.refuse_endless(member.directory, pin.path)  # made since it was staged; undoing asks no git here
     unlock(repository, alone=turn.alone)
+    goal = _goal_of(pin)
     leaving = next((_goal_of(one) for one in turn.goes.repos if one.path == pin.path), None)
-    captured = pin.captured or (leaving is not None and leaving.captured)
+    captured = goal.captured or (leaving is not None and leaving.captured)
     left_out = left_out_of(member, members, turn.leave_out)
-    if turn.first and not captured and leaving == _goal_of(pin) and not any(differences(member, pin, left_out)):
-        return  # as most are in most restores
+    if turn.first and not captured:
+        if leaving == goal and not any(differences(member, pin, left_out)):
+            return  # as most are in most restores
+        leaving = None  # all that it brought is in the index
     bring_to(
-        repository, configurations.read(repository), _goal_of(pin),
-        area.aside(turn.leaving, pin.path, repository),
-        leaving=None if turn.first and leaving is not None and not leaving.captured else leaving,
+        repository, configurations.read(repository), goal, area.aside(turn.leaving, pin.path, repository),
+        leaving=leaving,
         alternates=(turn.shadow / f"{safe_name(pin.path)}.git" / "objects",) if captured else (),
-        leave_out=left_out, inherit=turn.inherit,
-        within=area.workshop(),
+        leave_out=left_out, inherit=turn.inherit, within=area.workshop(),
     )
     area.forget_clearing(turn.arriving, pin.path)

@@ -72,7 +72,7 @@ class Watch:
         root = os.fsencode(directory)
         self._left_out[number] = lens
         self.complete = self.complete and all(kind in _LOCAL for kind in kinds(root, _MOUNTS.read_bytes()))
-        folders = folders_above(tracked)
+        folders = folders_above(tracked) | {b""}
         for folder in folders:
             self._add(number, root, folder)
         real = Folders(directory)

@@ -116,8 +116,7 @@ class Repository:
     def busy(self) -> tuple[str, ...]:
         """Return the names of `BUSY` that are there."""
         place = os.fspath(self.git_dir)
-        # As `lexists`, without an exception for each that is not there: nine of them in every repository's window.
-        return tuple(name for name in BUSY if os.access(f"{place}/{name}", os.F_OK, follow_symlinks=False))
+        return tuple(name for name in BUSY if os.path.lexists(f"{place}/{name}"))
 
     def stamp(self) -> Stamp:
         """Return the stamp; two equal ones with no event between them mean that nothing moved."""

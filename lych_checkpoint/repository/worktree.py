@@ -79,7 +79,7 @@ def tracked(lens: Lens) -> Tracked:
     links = tuple(_path(entry) for entry in odd if entry[2:].startswith(b"160000"))
     # A lower-case letter is assume-unchanged, S is skip-worktree.
     hidden = tuple(_path(entry) for entry in odd if entry[:1].islower() or entry[:1] == b"S")
-    return Tracked(files=tuple([entry.partition(b"\t")[2] for entry in entries]), hidden=hidden, links=links,
+    return Tracked(files=tuple(_path(entry) for entry in entries), hidden=hidden, links=links,
                    attributes=any(name in out for name in _ATTRIBUTES))
 
 
@@ -175,8 +175,9 @@ def is_below(path: bytes) -> bool:
 
 
 def folders_above(paths: Iterable[bytes]) -> set[bytes]:
-    """Return every directory that leads to one of the paths, with the top, which is ``b""``."""
-    found, above = {b""}, {path.rpartition(b"/")[0] for path in paths}
+    """Return every directory that leads to one of the paths; where there is any, the top too, which is ``b""``."""
+    found: set[bytes] = set()
+    above = {path.rpartition(b"/")[0] for path in paths}
     while above:
         found |= above
         above = {path.rpartition(b"/")[0] for path in above} - found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,13 +13,9 @@ from lych_checkpoint.drivers.base import Ground
 from lych_checkpoint.errors import CheckpointError
 from lych_checkpoint.soul import Soul
 from ops.contract.place import captured
-from ops.servers.child import ServerError
-from ops.servers.filesystems import loop_mount
 from ops.servers.postgres import PostgresNode
 from tests.fixtures.client import wait_until
-from tests.fixtures.filesystems import fill_disk
-from tests.fixtures.lacking import lacks, need_root
-from tests.fixtures.places import open_directory
+from tests.fixtures.filesystems import fill_disk, own_mount
 from tests.fixtures.reviving import revive
 
 _COUNT = "SELECT count(*), count(DISTINCT u) FROM noise"
@@ -29,28 +24,16 @@ _ROWS = 400_000
 
 @pytest.fixture
 def disk() -> Iterator[Path]:
-    """A file system of the test's own: no other may be filled."""
-    need_root()
-    with ExitStack() as stack:
-        try:
-            mounted = stack.enter_context(loop_mount("ext4", size_gb=1))
-        except ServerError as error:
-            lacks(str(error))
+    """A small file system of the test's own."""
+    with own_mount("ext4", size_gb=1) as mounted:
         yield mounted
-
-
-@pytest.fixture
-def apart() -> Iterator[Path]:
-    """A directory on another disk than the one that fills, open to the server's user."""
-    with open_directory() as directory:
-        yield directory
 
 
 @pytest.mark.parametrize("full", ["data", "wal"])
 def test_a_disk_that_fills_in_a_restore_costs_nothing_but_the_restore(
-    full: str, disk: Path, apart: Path, tmp_path: Path
+    full: str, disk: Path, server_directory: Path, tmp_path: Path
 ) -> None:
-    small, large = disk / "server", apart
+    small, large = disk / "server", server_directory
     small.mkdir(mode=0o711)
     with PostgresNode.start_new(small if full == "data" else large) as node:
         _move_wal(node, large if full == "data" else small)
