@@ -8,13 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lych_checkpoint import body, broadcast, witness
+from lych_checkpoint import body, broadcast, seal, witness
 from lych_checkpoint.database import connect
 from lych_checkpoint.drivers.base import Ground
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.freeze import Ring, Terms
 from lych_checkpoint.lease import roster
 from lych_checkpoint.lease.connection import Store
+from lych_checkpoint.manifest import RepoPin
+from lych_checkpoint.records import RELEASE
 from lych_checkpoint.settings import Settings
 from lych_checkpoint.vault import Vault
 
@@ -93,7 +95,13 @@ class Federation:
         """
         dirty = "admit" if self.settings.dirty == "capture" and not capture else self.settings.dirty
         policy = body.Policy(dirty=dirty, shadow=self.shadow, limit_bytes=self.settings.dirty_limit_bytes)
-        return body.scanning(self.members(), policy, leave_out=self.leave_out())
+        return body.scanning(self.members(), policy, leave_out=self.leave_out(), known=self._sealed_last())
+
+    def _sealed_last(self) -> tuple[RepoPin, ...]:
+        """Return the pins of the newest checkpoint, as far as this release would make them the same."""
+        last = self.vault.ids()[-1:]
+        lock = seal.sealed_lock(self.vault.path(last[0]), self.settings.key_path) if last else None
+        return lock.repos if lock is not None and lock.release == RELEASE else ()
 
     @property
     def shadow(self) -> Path:

@@ -6,7 +6,7 @@ read of what inotify saw; only a repository that was touched is looked at again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +82,7 @@ class Scan:
 
 def scan(
     members: Sequence[Member], policy: Policy = _REFUSE, *, leave_out: Sequence[Path] = (),
-    watch: Watch | None = None,
+    known: Sequence[RepoPin] = (), watch: Watch | None = None,
 ) -> Scan:
     """Look at every file of every repository.
 
@@ -90,6 +90,7 @@ def scan(
         members: from `discover`.
         policy: what to do with a dirty one.
         leave_out: absolute paths that are ours although they lie inside a repository.
+        known: pins that were sealed earlier: what a commit holds is not asked again.
         watch: armed before each repository is looked at.
 
     Raises:
@@ -97,9 +98,10 @@ def scan(
             member (``nested``, ``submodule``), is told to look away (``hidden``), cannot be captured (see
             `configuration.read` and `dirt.admit`), or is broken. Nothing was written but objects in the shadow.
     """
+    sealed = {pin.commit: pin for pin in known if not pin.captured}
     with reading() as reader:
         seen = each(
-            lambda item: _look(reader, item[1], left_out_of(item[1], members, leave_out), policy, watch=watch,
+            lambda item: _look(reader, item[1], left_out_of(item[1], members, leave_out), policy, sealed, watch=watch,
                                number=item[0]),
             enumerate(members),
         )
@@ -109,11 +111,12 @@ def scan(
 @contextmanager
 def scanning(
     members: Sequence[Member], policy: Policy = _REFUSE, *, leave_out: Sequence[Path] = (),
+    known: Sequence[RepoPin] = (),
 ) -> Iterator[Scan]:
     """Like `scan`, and watch every directory from before it until the end of the `with`."""
     watch = Watch.open()
     try:
-        yield scan(members, policy, leave_out=leave_out, watch=watch)
+        yield scan(members, policy, leave_out=leave_out, known=known, watch=watch)
     finally:
         if watch is not None:
             watch.close()
@@ -142,7 +145,7 @@ def recheck(scan: Scan) -> None:
 
 def _compare(reader: Reader, one: Seen, policy: Policy) -> None:
     try:
-        found = _look(reader, one.member, one.leave_out, policy, again=True)
+        found = _look(reader, one.member, one.leave_out, policy, {one.pin.commit: one.pin}, again=True)
     except Refused as error:
         raise Refused(f"{error.what}, since it was scanned", one.member.path, "", "body-moved") from error
     if found.pin != one.pin:
@@ -150,8 +153,8 @@ def _compare(reader: Reader, one: Seen, policy: Policy) -> None:
 
 
 def _look(
-    reader: Reader, member: Member, leave_out: tuple[bytes, ...], policy: Policy, *, watch: Watch | None = None,
-    number: int = 0, again: bool = False,
+    reader: Reader, member: Member, leave_out: tuple[bytes, ...], policy: Policy, sealed: Mapping[str, RepoPin], *,
+    watch: Watch | None = None, number: int = 0, again: bool = False,
 ) -> Seen:
     repository = Repository.at(member.directory)
     stamp = repository.stamp()
@@ -159,13 +162,14 @@ def _look(
         raise Refused(BUSY[stamp.busy[0]], member.path, "end it first", "dirty")
     head = repository.head()
     configuration = configurations.read(repository)
-    worktree.refuse_endless(member.directory, member.path)
     unheld: tuple[str, ...] = ()
     with opened(repository, configuration, head.commit, fresh=False, leave_out=leave_out) as lens:
         tracked = worktree.tracked(lens)
         _refuse_strange(member, tracked, leave_out, policy)
         if watch is not None:
-            watch.arm(number, member.directory, tracked.files, lens)
+            watch.arm(number, member.path, tracked.files, lens)
+        else:
+            worktree.refuse_endless(member.directory, member.path)
         changes = worktree.changes(lens)
         nested = [change for change in changes if change.path.endswith(b"/")]
         if nested:
@@ -184,7 +188,10 @@ def _look(
         dirt.admit(member, changes, [*filtered, *tracked.hidden], policy.limit_bytes)
     if dirty and store is not None:
         captured, captured_tree = capture(repository, configuration, head.commit, store, _SCANNED, leave_out)
-    tree, lockfiles = reader.lockfiles(repository, head.commit)
+    if one := sealed.get(head.commit):
+        tree, lockfiles = one.tree, one.lockfiles
+    else:
+        tree, lockfiles = reader.lockfiles(repository, head.commit)
     if captured and store is not None:
         _, lockfiles = reader.lockfiles(repository, captured, (store / "objects",))
     pin = RepoPin(

@@ -60,8 +60,9 @@ def open_sound(reader: Reader, directory: Path, known: Mapping[Path, Path] = _NO
     """
     try:
         repository = Repository.at(directory)
-        if known.get(repository.common, directory) != directory or worktree.endless(directory):
+        if known.get(repository.common, directory) != directory:
             return None
+        worktree.refuse_endless(directory, directory.name)
         head = repository.head()
         return Sound(repository, configurations.read(repository), head, reader.tree(repository, head.commit))
     except Refused:

@@ -14,11 +14,11 @@ import os
 import re
 import struct
 import termios
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lych_checkpoint.repository.lens import Lens
-from lych_checkpoint.repository.worktree import Folders, folders_above, ignored
+from lych_checkpoint.repository.worktree import Folders, folders_above, ignored, subfolders
 
 _EVENT = struct.Struct("iIII")
 _MODIFY, _ATTRIB, _CLOSE_WRITE, _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x2, 0x4, 0x8, 0x40, 0x80, 0x100, 0x200
@@ -42,6 +42,7 @@ class Watch:
         self._owners: dict[int, tuple[int, bytes]] = {}
         self._left_out: dict[int, Lens] = {}
         self._restless: set[int] = set()
+        self._mounts = mounts(_MOUNTS.read_bytes())
         #: Whether everything is seen; once false it stays so.
         self.complete = True
 
@@ -60,30 +61,33 @@ class Watch:
         self.complete = False
         os.close(self._descriptor)
 
-    def arm(self, number: int, directory: Path, tracked: Iterable[bytes], lens: Lens) -> None:
+    def arm(self, number: int, name: str, tracked: Iterable[bytes], lens: Lens) -> None:
         """Watch all directories of repository ``number`` in which a file that counts could appear or change.
 
         Each is watched before it is read: what is made in it after that raises an event, what was made before is
         found. Ignored directories are left out, a status says nothing of them either.
 
         Raises:
-            Refused: git failed.
+            Refused: git failed, or would never end to read the working tree of ``name``, see `worktree.subfolders`.
         """
+        directory = lens.work_tree
         root = os.fsencode(directory)
         self._left_out[number] = lens
-        self.complete = self.complete and all(kind in _LOCAL for kind in kinds(root, _MOUNTS.read_bytes()))
+        self.complete = self.complete and kinds(root, self._mounts) <= _LOCAL
         folders = folders_above(tracked) | {b""}
         for folder in folders:
             self._add(number, root, folder)
         real = Folders(directory)
         unknown = [path for folder in folders if real.is_real(folder)
-                   for path in _directories(root, folder, lens) if path not in folders]
-        hidden = ignored(lens, unknown) if unknown else set()
-        waiting = [path for path in unknown if path not in hidden]
+                   for path in subfolders(root, folder, name) if path not in folders]
+        seen = [path for path in unknown if not lens.left_out(path)]
+        hidden = ignored(lens, seen) if seen else set()
+        waiting = [(path, path not in hidden and not lens.left_out(path)) for path in unknown]
         while waiting:
-            folder = waiting.pop()
-            self._add(number, root, folder)
-            waiting += _directories(root, folder, lens)
+            folder, counts = waiting.pop()
+            if counts:
+                self._add(number, root, folder)
+            waiting += [(path, counts and not lens.left_out(path)) for path in subfolders(root, folder, name)]
 
     def _add(self, number: int, root: bytes, folder: bytes) -> None:
         handle = self._library.inotify_add_watch(self._descriptor, os.path.join(root, folder), _MASK)
@@ -128,34 +132,28 @@ class Watch:
         return found
 
 
-def kinds(directory: bytes, mounts: bytes) -> set[str]:
+def mounts(said: bytes) -> dict[bytes, str]:
+    """Return each file system by its place, from ``/proc/self/mountinfo``; of two on one the later lies above."""
+    found: dict[bytes, str] = {}
+    for line in said.splitlines():
+        before, _, after = line.partition(b" - ")
+        place = _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), before.split(b" ")[4])
+        found[place] = after.split(b" ")[0].decode(errors="replace")
+    return found
+
+
+def kinds(directory: bytes, mounted: Mapping[bytes, str]) -> set[str]:
     """Return the types of the file systems that a directory lies on and that are mounted below it.
 
     Args:
         directory: an absolute path.
-        mounts: what the kernel says in ``/proc/self/mountinfo``; of two on one place the later one lies above.
+        mounted: from `mounts`.
     """
     directory = os.path.realpath(directory)
-    found: dict[bytes, str] = {}
-    for line in mounts.splitlines():
-        before, _, after = line.partition(b" - ")
-        place = _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), before.split(b" ")[4])
-        found[place] = after.split(b" ")[0].decode(errors="replace")
-    above = [place for place in found if _is_in(directory, place)]
-    below = [place for place in found if _is_in(place, directory)]
-    return {found[place] for place in [max(above, key=len, default=b""), *below] if place in found} or {"unknown"}
+    above = [place for place in mounted if _is_in(directory, place)]
+    below = [place for place in mounted if _is_in(place, directory)]
+    return {mounted[place] for place in [max(above, key=len, default=b""), *below] if place in mounted} or {"unknown"}
 
 
 def _is_in(path: bytes, place: bytes) -> bool:
     return path == place or path.startswith(place.rstrip(b"/") + b"/")
-
-
-def _directories(root: bytes, folder: bytes, lens: Lens) -> list[bytes]:
-    """Return the directories in ``folder``, without git's own and without what is not looked at."""
-    try:
-        with os.scandir(os.path.join(root, folder)) as entries:
-            names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-    except OSError:
-        return []
-    paths = (folder + b"/" + name if folder else name for name in names if name != b".git")
-    return [path for path in paths if not lens.left_out(path)]

@@ -248,17 +248,17 @@ class DumpDriver:
         live = self._database
         with self._maintenance() as connection:
             names = (catalogue.name_by(connection, incoming[0]), catalogue.name_by(connection, outgoing[0]))
-            if names == (live, outgoing[1]):
-                return
-            if names != (incoming[1], live):
+            switched = names == (live, outgoing[1])
+            if not switched and names != (incoming[1], live):
                 raise Refused(f"the databases of this restore are now called {names[0] or 'gone'} and "
                               f"{names[1] or 'gone'}", live, "rename them by hand", "databases-moved")
-            # Shut both, else somebody connects between the last look and the rename.
-            for name in names:
-                catalogue.admit(connection, name, everybody=False)
             try:
-                catalogue.rename_both(connection, (live, outgoing[1]), (incoming[1], live))
-            finally:
+                if not switched:
+                    # Shut both, else somebody connects between the last look and the rename.
+                    for name in names:
+                        catalogue.admit(connection, name, everybody=False)
+                    catalogue.rename_both(connection, (live, outgoing[1]), (incoming[1], live))
+            finally:  # after a kill too, which may have come between the renames and this
                 catalogue.admit(connection, live, everybody=True)
 
     def _drop(self, connection: Connection, oid: int) -> None:

@@ -9,11 +9,20 @@ from urllib.parse import urlsplit, urlunsplit
 
 from lych_checkpoint.errors import Refused
 from lych_checkpoint.repository.command import run
-from lych_checkpoint.repository.parts import foreign, is_inside
+from lych_checkpoint.repository.parts import foreign, is_inside, plain_bytes
 from lych_checkpoint.repository.place import Repository
 
 _TIMEOUT_S = 15
 _SCP = re.compile(r"(?:[^@/:\s]+@)?([^@/:\s]+):(?!//|:)(.+)")
+#: A line that git and anybody read alike: `[section]`, `[section "sub"]`, `key = value` of printable ASCII without
+#: quote, backslash or comment, a comment, nothing.
+_LINE = re.compile(
+    rb"""[ \t]*(?:\[(?P<section>[A-Za-z][A-Za-z0-9-]*)(?:[ ]"(?P<sub>[!#-\[\]-~ ]*)")?\]
+    |(?P<key>[A-Za-z][A-Za-z0-9-]*)[ \t]*=[ \t]*(?P<value>[!$-:<-\[\]-~]+(?:[ ][!$-:<-\[\]-~]+)*)
+    |[#;][^\0\r]*)?[ \t]*""", re.VERBOSE)
+#: What git acts on before it lists anything.
+_ACTED_ON = ("include.", "includeif.", "extensions.", "core.worktree")
+_PLAIN_BYTES = 1 << 16
 _CONVERSIONS = {"core.autocrlf": ("true", "false", "input"), "core.eol": ("lf", "crlf", "native")}
 
 
@@ -33,16 +42,9 @@ def read(repository: Repository) -> Configuration:
         Refused: it cannot be read (``broken``), or says something that we cannot capture, by name: ``bare``,
             ``foreign-work-tree``, ``foreign-git-dir``, ``sparse``, ``partial-clone``, ``reftable``.
     """
-    where = str(repository.directory)
-    try:
-        out = run(repository.git_dir, "config", "-z", "--list", "--includes", timeout_s=_TIMEOUT_S).out
-    except Refused as error:
-        raise Refused(f"its configuration cannot be read: {error.what}", where, "git config --list",
-                      "broken") from error
-    values: dict[str, str] = {}
-    for record in out.split(b"\0")[:-1]:
-        key, _, value = record.partition(b"\n")
-        values[key.decode(errors="replace")] = value.decode(errors="replace")
+    values = _plain(repository)
+    if values is None:
+        values = _asked(repository)
     _refuse(values, repository)
     said = {key: values.get(key, "").lower() for key in _CONVERSIONS}
     conversions = {key: value for key, value in said.items() if value in _CONVERSIONS[key]}
@@ -50,6 +52,46 @@ def read(repository: Repository) -> Configuration:
         object_format=values.get("extensions.objectformat", "sha1").lower(),
         remote=without_secrets(values.get("remote.origin.url", "")), conversions=conversions,
     )
+
+
+def _plain(repository: Repository) -> dict[str, str] | None:
+    """Return what a file of nothing but plain lines says, as most are: a git for each repository would be dear.
+
+    None: it has a quote, a comment behind a value, an include, an extension, or anything else that git alone reads.
+    """
+    try:
+        data = plain_bytes(repository.common / "config", _PLAIN_BYTES)
+    except OSError:
+        return None
+    values: dict[str, str] = {}
+    section = ""
+    for line in data.split(b"\n"):
+        if not (found := _LINE.fullmatch(line)):
+            return None
+        if found["section"]:
+            section = found["section"].decode().lower() + "."
+            if found["sub"] is not None:
+                section += found["sub"].decode() + "."
+        elif found["key"] and section:
+            values[section + found["key"].decode().lower()] = found["value"].decode()
+        elif found["key"]:
+            return None
+    plain = values.get("core.repositoryformatversion") == "0" and values.get("core.bare", "true") in ("true", "false")
+    return values if plain and not any(key.startswith(_ACTED_ON) for key in values) else None
+
+
+def _asked(repository: Repository) -> dict[str, str]:
+    """Return what git says, by key."""
+    try:
+        out = run(repository.git_dir, "config", "-z", "--list", "--includes", timeout_s=_TIMEOUT_S).out
+    except Refused as error:
+        raise Refused(f"its configuration cannot be read: {error.what}", str(repository.directory),
+                      "git config --list", "broken") from error
+    values: dict[str, str] = {}
+    for record in out.split(b"\0")[:-1]:
+        key, _, value = record.partition(b"\n")
+        values[key.decode(errors="replace")] = value.decode(errors="replace")
+    return values
 
 
 def _refuse(values: dict[str, str], repository: Repository) -> None:

@@ -130,8 +130,9 @@ def opened(
 
 def inside(directory: Path, paths: Sequence[Path]) -> tuple[bytes, ...]:
     """Return those of the absolute ``paths`` that lie below ``directory``, relative to it."""
-    below = [path for path in paths if path != directory and path.is_relative_to(directory)]
-    return tuple(os.fsencode(path.relative_to(directory)) for path in below)
+    # By strings: each repository is compared with each other one, and with paths hundreds of them would take seconds.
+    above = os.path.join(directory, "")
+    return tuple(os.fsencode(path[len(above):]) for path in map(str, paths) if path.startswith(above))
 
 
 def _write(path: Path, text: bytes) -> None:

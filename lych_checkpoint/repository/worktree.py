@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
@@ -15,6 +16,7 @@ from lych_checkpoint.repository.lens import Lens
 _WORDS = {"M": "modified", "T": "modified", "A": "added", "D": "deleted", "U": "unmerged"}
 #: What an entry of a file or symlink that git looks at begins with in `ls-files -v -s`; all else needs a word.
 _PLAIN = (b"H 100", b"H 120")
+_PATH = re.compile(rb"\t([^\0]*)\0")
 #: Files of a working tree that git reads by their names; git follows none of them that is a symlink.
 _READ = frozenset((b".gitignore", b".gitattributes", b".gitmodules"))
 _NEVER_BELOW = frozenset((b"", b".", b"..", b".git"))
@@ -74,13 +76,13 @@ def _parsed(out: bytes) -> Iterator[Change]:
 def tracked(lens: Lens) -> Tracked:
     """List the lens's index."""
     out = lens.git("ls-files", "-z", "-v", "-s").out
-    entries = out.split(b"\0")[:-1]
-    odd = [entry for entry in entries if not entry.startswith(_PLAIN)]
+    files = tuple(_PATH.findall(out))
+    plain = out.startswith(_PLAIN) + sum(out.count(b"\0" + word) for word in _PLAIN)
+    odd = [entry for entry in out.split(b"\0")[:-1] if not entry.startswith(_PLAIN)] if plain < len(files) else []
     links = tuple(_path(entry) for entry in odd if entry[2:].startswith(b"160000"))
     # A lower-case letter is assume-unchanged, S is skip-worktree.
     hidden = tuple(_path(entry) for entry in odd if entry[:1].islower() or entry[:1] == b"S")
-    return Tracked(files=tuple(_path(entry) for entry in entries), hidden=hidden, links=links,
-                   attributes=any(name in out for name in _ATTRIBUTES))
+    return Tracked(files=files, hidden=hidden, links=links, attributes=any(name in out for name in _ATTRIBUTES))
 
 
 def _path(entry: bytes) -> bytes:
@@ -133,25 +135,34 @@ def refuse_endless(directory: Path, name: str) -> None:
     """Make sure that git would end to read the working tree of the repository that people call ``name``.
 
     Raises:
-        Refused: see `endless` (code ``broken``).
+        Refused: see `subfolders`.
     """
-    if path := endless(directory):
-        raise Refused(f"{shown(path)} is no file: git would read it for ever", name, "remove it", "broken")
+    waiting, root = [b""], os.fsencode(directory)
+    while waiting:
+        waiting += subfolders(root, waiting.pop(), name)
 
 
-def endless(directory: Path) -> bytes:
-    """Return a file of the working tree that git would open and never end to read; empty if there is none.
+def subfolders(root: bytes, folder: bytes, name: str) -> list[bytes]:
+    """Return the directories in one of the working tree of ``name``, but git's own; of what cannot be read git tells.
 
-    A pipe that is called `.gitignore` keeps a status for ever; of all others git looks at no more than the mode.
+    Raises:
+        Refused: git would open a file there and never end to read it (code ``broken``): a pipe called `.gitignore`
+            keeps a status for ever. Of all others git looks at no more than the mode.
     """
-    return next(_special(os.fsencode(directory), frozenset(), _READ), b"")
+    found, above = [], folder + b"/" if folder else b""
+    with suppress(OSError), os.scandir(os.path.join(root, folder)) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                if entry.name != b".git":
+                    found.append(above + entry.name)
+            elif entry.name in _READ and not (entry.is_file(follow_symlinks=False) or entry.is_symlink()):
+                raise Refused(f"{shown(above + entry.name)} is no file: git would read it for ever", name,
+                              "remove it", "broken")
+    return found
 
 
-def _special(root: bytes, passed_over: Collection[bytes], names: Collection[bytes] = ()) -> Iterator[bytes]:
-    """Give what is neither file nor directory nor symlink, if need be only what has one of these ``names``.
-
-    What cannot be read is passed over: git says so.
-    """
+def _special(root: bytes, passed_over: Collection[bytes]) -> Iterator[bytes]:
+    """Give what is neither file nor directory nor symlink. What cannot be read is passed over: git says so."""
     waiting = [b""]
     while waiting:
         folder = waiting.pop()
@@ -161,8 +172,7 @@ def _special(root: bytes, passed_over: Collection[bytes], names: Collection[byte
                     path = os.path.join(folder, entry.name)
                     if entry.name != b".git" and path + b"/" not in passed_over:
                         waiting.append(path)
-                elif (not names or entry.name in names) and \
-                        not (entry.is_file(follow_symlinks=False) or entry.is_symlink()):
+                elif not (entry.is_file(follow_symlinks=False) or entry.is_symlink()):
                     yield os.path.join(folder, entry.name)
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -144,20 +145,31 @@ def endless_ignores(core: Path) -> None:
     os.mkfifo(core / "new/.gitignore")
 
 
+def endless_ignores_below_ignored(core: Path) -> None:
+    (core / ".gitignore").write_text("new\n")
+    (core / "new/deep").mkdir(parents=True)
+    os.mkfifo(core / "new/deep/.gitignore")
+
+
 def endless_tree_attributes(core: Path) -> None:
     os.mkfifo(core / ".gitattributes")
 
 
 SPOILS = [endless_ref, device_ref, endless_packed_refs, huge_head, endless_attributes, endless_index,
-          endless_configuration, endless_excludes, endless_ignores, endless_tree_attributes]
+          endless_configuration, endless_excludes, endless_ignores,
+          endless_ignores_below_ignored, endless_tree_attributes]
 
 
 @pytest.mark.timeout(60)  # far below what git may take
 @pytest.mark.parametrize("spoil", SPOILS)
-def test_what_never_ends_is_refused_at_once(federation_root: Path, spoil: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize("watched", [False, True])
+def test_what_never_ends_is_refused_at_once(
+    federation_root: Path, spoil: Callable[[Path], None], watched: bool,
+) -> None:
     spoil(federation_root / "core")
-    with pytest.raises(Refused) as refused:
-        body.scan(body.discover(federation_root, "core", EXTENSIONS))
+    with pytest.raises(Refused) as refused, ExitStack() as stack:
+        members = body.discover(federation_root, "core", EXTENSIONS)
+        stack.enter_context(body.scanning(members)) if watched else body.scan(members)
     assert refused.value.code == "broken"
     body.fingerprint(federation_root, "core", EXTENSIONS)
 

@@ -189,6 +189,23 @@ def test_a_server_killed_around_the_switch_leaves_a_whole_pair(
     assert _pair(database, federation_root) == old
 
 
+def test_a_switch_that_was_killed_before_it_let_anybody_in_is_ended_by_the_next(
+    postgres: PostgresNode, database: str
+) -> None:
+    driver = DumpDriver(Ground(url=database, pg_bin=postgres.pg_bin))
+    plan = driver.plan_stage({}, "t1")
+    postgres.run("psql", "-qc", f'create database "{plan["staged"]}"', "postgres")
+    with catalogue.maintenance(database) as connection:
+        staged = {**plan, "staged_oid": catalogue.oid_of(connection, str(plan["staged"]))}
+        driver.switch(staged)
+        catalogue.admit(connection, str(plan["database"]), everybody=False)
+        driver.switch(staged)
+        with connect(database) as live:
+            assert rows(live, "SELECT oid::int FROM pg_database WHERE datname = current_database()") == [
+                (staged["staged_oid"],)]
+        catalogue.drop(connection, str(plan["old"]))
+
+
 def test_a_standby_is_named(soul: Soul, postgres: PostgresNode) -> None:
     signal_file = postgres.pgdata / "standby.signal"
 

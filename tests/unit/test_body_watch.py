@@ -29,11 +29,11 @@ _MOUNTS = rb"""22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
     ("/twice/x", {"xfs"}), ("/home/agent", {"ext4", "cifs"}),
 ])
 def test_the_kind_of_file_system(directory: str, found: set[str]) -> None:
-    assert watch.kinds(directory.encode(), _MOUNTS) == found
+    assert watch.kinds(directory.encode(), watch.mounts(_MOUNTS)) == found
 
 
 def test_nothing_is_known_of_a_place_that_is_not_mounted() -> None:
-    assert watch.kinds(b"/srv", b"") == {"unknown"}
+    assert watch.kinds(b"/srv", watch.mounts(b"")) == {"unknown"}
 
 
 @pytest.mark.root

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from lych_checkpoint import records, seal
 from lych_checkpoint.errors import Damage, Refused
+from lych_checkpoint.manifest import BodyLock
 from lych_checkpoint.vault import Vault
 from tests.fixtures.sealed import key_of, make_checkpoint, some_lock, some_manifest
 
@@ -34,6 +35,20 @@ def test_what_was_sealed_is_whole(vault: Vault, folder: Path) -> None:
     found = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
     assert sorted(found) == sorted(FILES)
     assert sorted(vault.manifest(folder.name).files) == ["body/core.bundle", "lychd.lock", "soul/tables/1.dat"]
+
+
+def test_the_lock_is_given_only_as_it_was_sealed(vault: Vault, folder: Path) -> None:
+    assert seal.sealed_lock(folder, key_of(vault)) == BodyLock.loads((folder / "lychd.lock").read_text())
+    assert seal.sealed_lock(folder, vault.root / "no-key") is None
+    for name in ("lychd.lock", "manifest.json", "seal"):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole.replace(b"a", b"b", 1))
+        assert seal.sealed_lock(folder, key_of(vault)) is None
+        (folder / name).unlink()
+        assert seal.sealed_lock(folder, key_of(vault)) is None
+        (folder / name).write_bytes(whole)
+    (folder / "body/core.bundle").unlink()  # is not looked at
+    assert seal.sealed_lock(folder, key_of(vault)) is not None
 
 
 @pytest.mark.parametrize("name", FILES)
