@@ -25,7 +25,7 @@ demo: compiled  ## a running federation: frozen, sealed, wrecked, brought back (
 	@$(PY) -m ops.demo
 
 test: compiled  ## unit and integration tests on real servers; TESTS=path, JOBS=n
-	@$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS)
+	@$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 10 $(TESTS)
 
 check: compiled  ## ruff, mypy --strict, the import law
 	@$(PY) -m ruff check .
