@@ -11,7 +11,7 @@ from typing import Any
 from lych_checkpoint import body, broadcast, seal, witness
 from lych_checkpoint.database import connect
 from lych_checkpoint.drivers.base import Ground
-from lych_checkpoint.errors import Refused
+from lych_checkpoint.errors import Away, Refused
 from lych_checkpoint.freeze import Ring, Terms
 from lych_checkpoint.lease import roster
 from lych_checkpoint.lease.connection import Store
@@ -99,7 +99,10 @@ class Federation:
 
     def _sealed_last(self) -> tuple[RepoPin, ...]:
         """Return the pins of the newest checkpoint, as far as this release would make them the same."""
-        last = self.vault.ids()[-1:]
+        try:
+            last = self.vault.ids()[-1:]
+        except Away:
+            last = []
         lock = seal.sealed_lock(self.vault.path(last[0]), self.settings.key_path) if last else None
         return lock.repos if lock is not None and lock.release == RELEASE else ()
 

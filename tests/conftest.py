@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
+
+#: Many tests run at once: how long an example takes says nothing.
+settings.register_profile("crowd", deadline=None)
+settings.load_profile("crowd")
 
 pytest_plugins = [
     "tests.fixtures.places",

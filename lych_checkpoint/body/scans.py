@@ -98,7 +98,8 @@ def scan(
             member (``nested``, ``submodule``), is told to look away (``hidden``), cannot be captured (see
             `configuration.read` and `dirt.admit`), or is broken. Nothing was written but objects in the shadow.
     """
-    sealed = {pin.commit: pin for pin in known if not pin.captured}
+    # By its path too: a commit that two share says nothing of what the other one's store made of it.
+    sealed = {(pin.path, pin.commit): pin for pin in known if not pin.captured}
     with reading() as reader:
         seen = each(
             lambda item: _look(reader, item[1], left_out_of(item[1], members, leave_out), policy, sealed, watch=watch,
@@ -145,7 +146,8 @@ def recheck(scan: Scan) -> None:
 
 def _compare(reader: Reader, one: Seen, policy: Policy) -> None:
     try:
-        found = _look(reader, one.member, one.leave_out, policy, {one.pin.commit: one.pin}, again=True)
+        found = _look(reader, one.member, one.leave_out, policy,
+                      {(one.pin.path, one.pin.commit): one.pin}, again=True)
     except Refused as error:
         raise Refused(f"{error.what}, since it was scanned", one.member.path, "", "body-moved") from error
     if found.pin != one.pin:
@@ -153,8 +155,8 @@ def _compare(reader: Reader, one: Seen, policy: Policy) -> None:
 
 
 def _look(
-    reader: Reader, member: Member, leave_out: tuple[bytes, ...], policy: Policy, sealed: Mapping[str, RepoPin], *,
-    watch: Watch | None = None, number: int = 0, again: bool = False,
+    reader: Reader, member: Member, leave_out: tuple[bytes, ...], policy: Policy,
+    sealed: Mapping[tuple[str, str], RepoPin], *, watch: Watch | None = None, number: int = 0, again: bool = False,
 ) -> Seen:
     repository = Repository.at(member.directory)
     stamp = repository.stamp()
@@ -188,7 +190,7 @@ def _look(
         dirt.admit(member, changes, [*filtered, *tracked.hidden], policy.limit_bytes)
     if dirty and store is not None:
         captured, captured_tree = capture(repository, configuration, head.commit, store, _SCANNED, leave_out)
-    if one := sealed.get(head.commit):
+    if one := sealed.get((member.path, head.commit)):
         tree, lockfiles = one.tree, one.lockfiles
     else:
         tree, lockfiles = reader.lockfiles(repository, head.commit)

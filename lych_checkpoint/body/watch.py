@@ -37,24 +37,23 @@ _LOCAL = frozenset(("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", 
 class Watch:
     """Watches directories; used by the process that opened it."""
 
-    def __init__(self, descriptor: int, library: ctypes.CDLL) -> None:
-        self._descriptor, self._library = descriptor, library
+    def __init__(self, descriptor: int, library: ctypes.CDLL, mounted: Mapping[bytes, str]) -> None:
+        self._descriptor, self._library, self._mounted = descriptor, library, mounted
         self._owners: dict[int, tuple[int, bytes]] = {}
         self._left_out: dict[int, Lens] = {}
         self._restless: set[int] = set()
-        self._mounts = mounts(_MOUNTS.read_bytes())
         #: Whether everything is seen; once false it stays so.
         self.complete = True
 
     @classmethod
     def open(cls) -> Watch | None:
         """Open a watch, or return None where the system gives none."""
-        library = ctypes.CDLL(None, use_errno=True)
+        library, mounted = ctypes.CDLL(None, use_errno=True), mounts(_MOUNTS.read_bytes())
         try:
             descriptor = library.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         except AttributeError:
             return None
-        return cls(descriptor, library) if descriptor >= 0 else None
+        return cls(descriptor, library, mounted) if descriptor >= 0 else None
 
     def close(self) -> None:
         """End the watch; after that nothing is seen."""
@@ -73,7 +72,8 @@ class Watch:
         directory = lens.work_tree
         root = os.fsencode(directory)
         self._left_out[number] = lens
-        self.complete = self.complete and kinds(root, self._mounts) <= _LOCAL
+        if not kinds(root, self._mounted) <= _LOCAL:
+            self.complete = False
         folders = folders_above(tracked) | {b""}
         for folder in folders:
             self._add(number, root, folder)

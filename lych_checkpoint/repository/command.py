@@ -38,7 +38,7 @@ _CONFIGURATION = {
     "core.splitIndex": "false", "core.attributesFile": os.devnull, "core.excludesFile": os.devnull,
     "core.sshCommand": "false", "core.alternateRefsCommand": "true", "core.quotePath": "false",
     # A thread for each 500 files: where two gits of ours have a processor each, theirs stand in each other's way.
-    "core.preloadIndex": "true" if len(os.sched_getaffinity(0)) > 2 else "false",
+    "core.preloadIndex": "true" if (os.cpu_count() or 1) > 2 else "false",
     "submodule.recurse": "false", "fetch.recurseSubmodules": "false",
     "protocol.allow": "never", "gc.auto": "0", "maintenance.auto": "false", "advice.detachedHead": "false",
     "advice.graftFileDeprecated": "false",

@@ -17,9 +17,9 @@ _SCP = re.compile(r"(?:[^@/:\s]+@)?([^@/:\s]+):(?!//|:)(.+)")
 #: A line that git and anybody read alike: `[section]`, `[section "sub"]`, `key = value` of printable ASCII without
 #: quote, backslash or comment, a comment, nothing.
 _LINE = re.compile(
-    rb"""[ \t]*(?:\[(?P<section>[A-Za-z][A-Za-z0-9-]*)(?:[ ]"(?P<sub>[!#-\[\]-~ ]*)")?\]
+    rb"""(?:\[(?P<section>[A-Za-z][A-Za-z0-9-]*)(?:[ ]"(?P<sub>[!#-\[\]-~ ]*)")?\]
     |(?P<key>[A-Za-z][A-Za-z0-9-]*)[ \t]*=[ \t]*(?P<value>[!$-:<-\[\]-~]+(?:[ ][!$-:<-\[\]-~]+)*)
-    |[#;][^\0\r]*)?[ \t]*""", re.VERBOSE)
+    |[#;][^\0\r]*)?""", re.VERBOSE)
 #: What git acts on before it lists anything.
 _ACTED_ON = ("include.", "includeif.", "extensions.", "core.worktree")
 _PLAIN_BYTES = 1 << 16
@@ -66,16 +66,17 @@ def _plain(repository: Repository) -> dict[str, str] | None:
     values: dict[str, str] = {}
     section = ""
     for line in data.split(b"\n"):
-        if not (found := _LINE.fullmatch(line)):
+        if not (found := _LINE.fullmatch(line.strip(b" \t"))):
             return None
         if found["section"]:
             section = found["section"].decode().lower() + "."
             if found["sub"] is not None:
                 section += found["sub"].decode() + "."
-        elif found["key"] and section:
-            values[section + found["key"].decode().lower()] = found["value"].decode()
         elif found["key"]:
-            return None
+            key = section + found["key"].decode().lower()
+            if not section or (key in values and key.startswith("core.")):  # git judges each, not the last one alone
+                return None
+            values[key] = found["value"].decode()
     plain = values.get("core.repositoryformatversion") == "0" and values.get("core.bare", "true") in ("true", "false")
     return values if plain and not any(key.startswith(_ACTED_ON) for key in values) else None
 

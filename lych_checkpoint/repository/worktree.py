@@ -205,7 +205,8 @@ class Folders:
         """Whether ``folder`` and all above it are directories, not symlinks to such."""
         if folder not in self._real:
             parent = os.path.dirname(folder)
-            self._real[folder] = self.is_real(parent) and stat.S_ISDIR(self._lstat(folder))
+            # Somebody's index may hold an absolute path, which has no top here.
+            self._real[folder] = parent != folder and self.is_real(parent) and stat.S_ISDIR(self._lstat(folder))
         return self._real[folder]
 
     def mode(self, path: bytes) -> int:

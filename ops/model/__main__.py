@@ -39,7 +39,7 @@ def main() -> int:
     took_s = time.monotonic() - began_s
     print(f"{len(running)} checks in {took_s:.0f} s, {wrong or 'none'} not as expected")
     states = sum(found.result().states for _, found in running if found.exception() is None)
-    if states > _MOST_STATES:
+    if os.environ.get("CI") == "true" and states > _MOST_STATES:
         print(f"model: it visits {states:,} states, and must not visit more than {_MOST_STATES:,}", file=sys.stderr)
         return 1
     return 1 if wrong else 0
@@ -50,7 +50,7 @@ def _is_as_expected(check: checks.Check, running: Future[spin.Found]) -> bool:
         found = running.result()
     except CheckpointError as error:
         found = spin.Found(verdict=str(error), states=0, seconds=0.0)
-    same = found.verdict == check.expected
+    same = found.verdict == check.expected and found.states > 0
     print(_ROW.format(check.name, f"{found.states:,}", f"{found.seconds:.1f}", check.expected,
                       found.verdict if same else f"{found.verdict}  <-- not as expected"), flush=True)
     return same

@@ -39,6 +39,9 @@ def test_a_scan_asks_only_for_commits_that_were_not_sealed(federation_root: Path
     assert asked == ["core"]
     assert again.pins == body.scan(members).pins
     assert again.pins[0].lockfiles.keys() == {"uv.lock"}
+    asked.clear()
+    body.scan(members, known=[replace(pin, path=f"{pin.path}/clone") for pin in again.pins])
+    assert sorted(asked) == sorted(ALL)  # what another repository holds of the same commit proves nothing here
     captured = [replace(pin, captured=pin.commit, lockfiles={}) for pin in again.pins]
     assert body.scan(members, known=captured).pins == again.pins  # a captured tree holds others than its commit
 

@@ -54,7 +54,9 @@ def test_what_is_read_without_git_is_what_git_says(one: Repository, lines: list[
     ("# a comment\n\n[Core]\nAutoCRLF=input \n", False),
     ('[alias]\n\tl = log "-1"\n', True), ("[a]\nb = c # d\n", True), ("[include]\npath = more\n", True),
     ("[extensions]\nworktreeConfig = true\n", True), ("[core]\nbare\n", True), ("[a] b = c\n", True),
-    ("[core]\nrepositoryformatversion = 1\n", True), ("x = 1\n" * 20_000, True),
+    ("[core]\nrepositoryformatversion = 1\n", True), ("[a]\n" + "x = 1\n" * 20_000, True),
+    ("[core]\nbare = false\nbare = false\n", True),
+    (" " * 60_000 + "[a] # c", True), ("[a]\n#" + " " * 60_000 + "\r", True),  # each in one step, not in their square
 ])
 def test_git_is_asked_where_a_line_is_not_plain(
     one: Repository, config: str, asked: bool, monkeypatch: pytest.MonkeyPatch,

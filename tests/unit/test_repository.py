@@ -16,7 +16,7 @@ from lych_checkpoint.repository import bundles, command, configuration
 from lych_checkpoint.repository.lens import inside, opened
 from lych_checkpoint.repository.objects import reading
 from lych_checkpoint.repository.place import Repository
-from lych_checkpoint.repository.worktree import changes, shown
+from lych_checkpoint.repository.worktree import Folders, changes, shown
 from tests.fixtures.federation import commit, git, make_repository
 
 
@@ -188,6 +188,11 @@ def test_a_store_may_have_the_separator_in_its_name(one: Path, tmp_path: Path) -
     repository = Repository.at(one)
     with reading() as reader:
         assert reader.lockfiles(repository, repository.head().commit, (store / "objects",))[0]
+
+
+def test_an_absolute_path_in_an_index_is_no_folder_of_the_tree(one: Path) -> None:
+    assert not Folders(one).is_real(b"/etc/x")
+    assert Folders(one).mode(b"/etc/passwd") == 0
 
 
 def test_the_version_of_git_is_judged_by_its_line() -> None:
