@@ -1,7 +1,8 @@
 """The window of each driver at several sizes, beside bare floors and beside what people do without us.
 
 LYCH_BENCH_GB ("0.1 1 8") are the soul's sizes; LYCH_BENCH_ROUNDS (20) the windows of each driver at each, half as
-many from 1 GB on, and two of a dump of more. The rivals are measured at 1 GB, or at the largest size below.
+many from 1 GB on, and two of a dump of more; LYCH_BENCH_DRIVERS ("dump btrfs reflink pitr") those that are measured: a
+dump of 8 GB keeps the disk busy that it shares with btrfs. The rivals are measured at 1 GB, or at the largest size below.
 LYCH_BENCH_DOCUMENT=docs/bench-soul.md writes the result for people there.
 """
 
@@ -50,6 +51,7 @@ _WINDOW, _IDLE = "window", "hold, idle workers"
 
 def measure() -> None:
     """Measure every driver that fits at every size, then report, and say which goals are met."""
+    named = os.environ.get("LYCH_BENCH_DRIVERS", " ".join(_FLOORS)).split()
     sizes = sorted(float(one) for one in os.environ.get("LYCH_BENCH_GB", "0.1 1 8").split())
     with place() as home, ExitStack() as stack:
         head = header(home, Ground(home, stack).versions())
@@ -62,7 +64,10 @@ def measure() -> None:
         if gb * 3 > room_gb():
             head["left_out"][f"{gb:g} GB"] = f"only {room_gb():.0f} GB are free"
             continue
-        for kind, drivers in _PLACES:
+        for kind, fitting in _PLACES:
+            drivers = tuple(one for one in fitting if one in named)
+            if not drivers:
+                continue
             with place(size_gb=round(gb * 6) + 16, kind=kind) as home, ExitStack() as stack:
                 print(f"{kind}: filling {gb:g} GB", file=sys.stderr)
                 try:
