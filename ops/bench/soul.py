@@ -1,8 +1,8 @@
 """The window of each driver at several sizes, beside bare floors and beside what people do without us.
 
 LYCH_BENCH_GB ("0.1 1 8") are the soul's sizes; LYCH_BENCH_ROUNDS (20) the windows of each driver at each, half as
-many from 1 GB on, and two of a dump of more; LYCH_BENCH_DRIVERS ("dump btrfs reflink pitr") those that are measured: a
-dump of 8 GB keeps the disk busy that it shares with btrfs. The rivals are measured at 1 GB, or at the largest size below.
+many from 1 GB on, and two of a dump of more. LYCH_BENCH_DRIVERS ("dump btrfs reflink pitr") are those measured:
+dumps of 8 GB keep the disk busy that they share with btrfs. Rivals are measured at 1 GB, or at the largest size below.
 LYCH_BENCH_DOCUMENT=docs/bench-soul.md writes the result for people there.
 """
 
