@@ -2,7 +2,7 @@
 
 LYCH_BENCH_GB ("0.1 1 8") are the soul's sizes; LYCH_BENCH_ROUNDS (20) the windows of each driver at each, half as
 many from 1 GB on, and two of a dump of more. LYCH_BENCH_DRIVERS ("dump btrfs reflink pitr") are those measured:
-dumps of 8 GB keep the disk busy that they share with btrfs. Rivals are measured at 1 GB, or at the largest size below.
+dumps of 8 GB keep the disk busy that they share with btrfs. Rivals are measured at 1 GB, or the largest size below.
 LYCH_BENCH_DOCUMENT=docs/bench-soul.md writes the result for people there.
 """
 
