@@ -190,7 +190,7 @@ def as_git_keeps_it(found: dict[bytes, Entry]) -> dict[bytes, Entry]:
             for path, (kind, mode, data) in found.items()}
 
 
-@settings(max_examples=EXAMPLES, deadline=None, derandomize=os.environ.get("CI") == "true",
+@settings(max_examples=EXAMPLES, derandomize=os.environ.get("CI") == "true",
           phases=[Phase.reuse, Phase.generate],  # making a failure small takes minutes here
           suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(layout=st.sampled_from(sorted(LAYOUTS)), plans=st.lists(REPOSITORIES, min_size=1, max_size=3))

@@ -38,7 +38,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Repository:
     return Repository.at(directory)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=st.lists(_LINES, max_size=5))
 def test_what_is_read_without_git_is_what_git_says(one: Repository, lines: list[str]) -> None:
     (one.common / "config").write_text(_BASE + "\n".join(lines), newline="")
@@ -67,6 +67,12 @@ def test_git_is_asked_where_a_line_is_not_plain(
     assert (found.remote == _GIT_SAYS) == asked
     if "AutoCRLF" in config:
         assert found.conversions == {"core.autocrlf": "input"}
+
+
+@pytest.mark.parametrize("config", ["", "[core]\nbare = false\n", "[core]\nrepositoryformatversion = 1\n"])
+def test_a_format_that_is_not_the_first_is_left_to_git(one: Repository, config: str) -> None:
+    (one.common / "config").write_text(config)
+    assert configuration._plain(one) is None
 
 
 def test_a_linked_worktree_reads_the_shared_one(one: Repository, tmp_path: Path) -> None:

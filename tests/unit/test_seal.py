@@ -52,7 +52,7 @@ def test_the_lock_is_given_only_as_it_was_sealed(vault: Vault, folder: Path) -> 
 
 
 @pytest.mark.parametrize("name", FILES)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_changed_byte_is_named(vault: Vault, folder: Path, name: str, data: st.DataObject) -> None:
     path = folder / name
@@ -69,7 +69,7 @@ def test_any_changed_byte_is_named(vault: Vault, folder: Path, name: str, data: 
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "seal"])
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(junk=st.one_of(
     st.binary(max_size=80),
     st.recursive(st.none() | st.booleans() | st.floats() | st.text(st.characters(), max_size=5),

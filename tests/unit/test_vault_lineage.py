@@ -42,7 +42,7 @@ def test_last_is_the_highest_generation_and_the_newest_of_those(vault: Vault) ->
     assert (last["generation"], last["signature"]) == (3, "d")
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_line_torn_anywhere_is_passed_over_and_then_replaced(vault: Vault, data: st.DataObject) -> None:
     path = path_of(vault)
