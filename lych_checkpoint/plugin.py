@@ -18,7 +18,7 @@ from lych_checkpoint.records import canonical, digest
 from lych_checkpoint.settings import Settings
 from lych_checkpoint.stamping import Stamper
 from lych_checkpoint.vault.quarantine import Quarantine
-from lych_checkpoint.worker import control, steps
+from lych_checkpoint.worker import consuming, control, steps
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def install(app: Celery) -> Plugin:
     plugin = Plugin(app)
     app.lych = plugin  # type: ignore[attr-defined]
     app.steps["worker"] |= {steps.Gate, steps.Membership}
-    app.steps["consumer"].add(steps.Consuming)
+    app.steps["consumer"].add(consuming.Consuming)
     tasks.register(app, plugin)
     app.on_after_configure.connect(_after_configure, weak=False)
     signals.before_task_publish.connect(plugin.stamper.on_publish, weak=False)

@@ -1,4 +1,4 @@
-"""The steps that `install` adds to Celery's worker: gate, member, and the consumer's side of the barrier.
+"""The steps that `install` adds to Celery's worker: gate and member; `consuming` has the one of its consumer.
 
 Order at boot: gate (before any pool exists), register and read the lease, fork the pool, listen, subscribe, read the
 lease again, consume. The second reading closes the gap in which a freeze was rung before this worker could hear it.
@@ -16,6 +16,7 @@ from contextlib import ExitStack, suppress
 from typing import Any, Protocol
 
 from celery import bootsteps, signals
+from celery.concurrency import solo
 from celery.exceptions import WorkerShutdown
 from celery.worker import state as worker_state
 
@@ -25,7 +26,7 @@ from lych_checkpoint.lease import roster
 from lych_checkpoint.lease.connection import Store
 from lych_checkpoint.process import Identity
 from lych_checkpoint.vault.quarantine import Quarantine
-from lych_checkpoint.worker import alive, children, consumers, visibility
+from lych_checkpoint.worker import alive, children, consuming
 from lych_checkpoint.worker.admission import Admission
 from lych_checkpoint.worker.barrier import Barrier
 from lych_checkpoint.worker.flag import FROZEN
@@ -167,7 +168,9 @@ class Membership(bootsteps.StartStopStep):
         worker._process_task = barrier.admit  # noqa: SLF001
         if not behind_semaphore:
             worker.process_task = barrier.admit
-        worker.pool.apply_async = barrier.tokens.wrap(worker.pool.apply_async, inside=not worker.pool.uses_semaphore)
+        if not isinstance(worker.pool, solo.TaskPool):  # whose bodies begin and end within the start of their request
+            tokens, pool = barrier.tokens, worker.pool
+            pool.apply_async = tokens.wrap(pool.apply_async, inside=not pool.uses_semaphore)
         return barrier
 
     def _admit(self, worker: Any, how: tuple[str, Quarantine] | None, member: Member) -> None:
@@ -189,7 +192,7 @@ class Membership(bootsteps.StartStopStep):
                 os.write(self._wake_write, b"!")
 
         def spawn() -> None:
-            worker.timer.call_after(0, _settle, (worker,))
+            worker.timer.call_after(0, consuming.settle, (worker,))
 
         return write if worker.use_eventloop else spawn
 
@@ -209,7 +212,7 @@ class Membership(bootsteps.StartStopStep):
                 return
         except BlockingIOError:
             return
-        _settle(worker)
+        consuming.settle(worker)
 
     def _on_shutdown(self, worker: Any, alive_file: Any) -> Any:
         def ended(**_: Any) -> None:
@@ -221,78 +224,6 @@ class Membership(bootsteps.StartStopStep):
             self._store.close()
 
         return ended
-
-
-class Consuming(bootsteps.StartStopStep):
-    """The consumer's side: looks at the lease before anything is consumed, and after every reconnect."""
-
-    requires = ("celery.worker.consumer.tasks:Tasks", "celery.worker.consumer.control:Control")
-
-    def __init__(self, consumer: Any, **_: Any) -> None:
-        consumer.lych_cancelled = False
-        self._connections = 0
-        self._unreturned: list[str] = []
-
-    def start(self, consumer: Any) -> None:
-        """Look at lease and generation; the main loop begins to consume only after this."""
-        member: Member = consumer.controller.lych_member
-        barrier = member.barrier
-        assert barrier is not None  # noqa: S101 - Membership made it
-        consumer.lych_cancelled = False
-        self._unreturned = visibility.give_back(consumer, self._unreturned)
-        try:
-            if self._connections:
-                member.connection_renewed()
-            else:
-                member.look()
-        except CheckpointError as error:
-            logger.warning("Starting no task until the lease can be read: %s", error)
-            barrier.close()
-        self._connections += 1
-        if barrier.closed:
-            barrier.close()  # wakes the main loop, which then cancels the new consumers
-        self._keep(consumer, barrier, self._connections)
-
-    def stop(self, consumer: Any) -> None:
-        """Forget what the lost connection delivered; the broker delivers it again."""
-        self._connections += 1
-        self._unreturned += visibility.unreturned(consumer)
-        member = consumer.controller.lych_member
-        if member is None:
-            return
-        member.barrier.forget()
-        pool = getattr(consumer.pool, "_pool", None)
-        if pool is not None and hasattr(pool, "_cache"):
-            member.barrier.tokens.reconcile(pool)
-
-    def _keep(self, consumer: Any, barrier: Barrier, connection: int) -> None:
-        """Do in a freeze, again and again for as long as one connection lasts, what a broker needs to keep it."""
-        every_s = visibility.every_s(consumer)
-        if connection != self._connections or every_s is None:
-            return
-        if barrier.closed:
-            _fetch_unless_closed(consumer.controller, consumer, barrier)
-        consumer.timer.call_after(every_s, self._keep, (consumer, barrier, connection))
-
-
-def _settle(worker: Any) -> None:
-    """Bring consumers and held requests into line with the barrier. Called where Celery starts tasks."""
-    barrier: Barrier = worker.lych_member.barrier
-    consumer = getattr(worker, "consumer", None)
-    if consumer is not None:
-        _fetch_unless_closed(worker, consumer, barrier)
-    barrier.let_go()
-
-
-def _fetch_unless_closed(worker: Any, consumer: Any, barrier: Barrier) -> None:
-    if barrier.closed:
-        visibility.refresh(consumer)
-    if not worker.use_eventloop:  # green pools: kombu would cancel only after the fetch that is under way
-        return
-    if barrier.closed:
-        consumers.cancel(consumer)
-    else:
-        consumers.renew(consumer)
 
 
 def _leave(exit_code: int, why: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,7 @@ class Token:
     task_id: str
     task: str
     exempts: Callable[[str], bool]
-    taken_s: float = field(default_factory=time.monotonic)
+    taken_s: float
     submitted: bool = False
     result: Any = None
 
@@ -53,7 +53,7 @@ class Tokens:
 
     def take(self, task_id: str, task: str) -> Token:
         """Count a request that is about to go to the pool."""
-        token = Token(task_id, task, self._exempts)
+        token = Token(task_id, task, self._exempts, time.monotonic())
         with self._lock:
             self._tokens[id(token)] = token
             self._pending[task_id] = token
@@ -74,8 +74,8 @@ class Tokens:
     def wrap(self, apply_async: Callable[..., Any], *, inside: bool = False) -> Callable[..., Any]:
         """Return the pool's `apply_async` with the token's end tied to its callbacks.
 
-        ``inside``: the body runs in this process. Such a pool calls nobody back for what ends by an exception, a hard
-        time limit under gevent among them, but the exception passes here.
+        ``inside``: the body runs in another thread or greenlet of this process. Such a pool calls nobody back for
+        what ends by an exception, a hard time limit under gevent among them, but the exception passes here.
         """
 
         def counted(target: Any, args: Any = (), kwargs: Any = None, **options: Any) -> Any:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import statistics
 import time
 import timeit
@@ -22,42 +23,46 @@ from ops.bench.ground import Ground
 from ops.bench.record import Row
 from ops.servers.celery import CeleryProcess
 
-_TASKS = 250
+_TASKS, _TURNS = 20, 36
 _DONE, _TEMPLATE = "pace:done", "pace-template"
 _APPS = {"plain": "ops.bench.plain", "again": "ops.bench.plain", "plugin": "bench_app"}
 
 
-def measure(ground: Ground, pool: str, pairs: int) -> tuple[list[Row], dict[str, Any]]:
-    """Measure batches of empty tasks in ABBA pairs, plugin against plain, and plain against plain as the control.
+def measure(ground: Ground, pool: str, sets: int) -> tuple[list[Row], dict[str, Any]]:
+    """Measure batches of empty tasks in ABBA order, plugin against plain, and plain against plain as the control.
 
     One worker per variant with one place, each with its own queue, so that order tells the end: a batch is a copy
-    of one list of messages, made inside Redis, and its last message notes the time. One process is up to 7 % faster
-    than its twin for as long as both live, more than the plugin costs: each pair has new ones.
+    of one list of messages, made inside Redis, and its last message notes the time.
+
+    One process is up to 7 % faster than its twin for as long as both live, more than the plugin costs: each set of
+    workers is new, and counts once. The machine's own speed changes by more within seconds: a batch takes
+    some hundredths of one, and each set runs many, each turn in an order by chance and its reverse.
 
     Returns:
-        ms per task, and per kind of pair the ratio of speeds (with / without) with its 95 % interval.
+        ms per task of each set, and per kind of pair the ratio of speeds (with / without) with its 95 % interval.
     """
     samples: dict[str, list[float]] = {variant: [] for variant in _APPS}
-    ratios: dict[str, list[float]] = {"plugin": [], "again": []}
     with redis.Redis.from_url(ground.broker.url, socket_timeout=None) as client:
         _publish_template(ground.broker.url)
-        for _ in range(pairs):
+        for _ in range(sets):
             with _workers(ground, pool):
                 for variant in _APPS:
-                    _batch(client, f"{variant}-{pool}")  # warms the worker
-                for other, found in ratios.items():
-                    took = dict.fromkeys(("plain", other), 0.0)
-                    for variant in ("plain", other, other, "plain"):
-                        batch_s = _batch(client, f"{variant}-{pool}")
-                        took[variant] += batch_s
-                        samples[variant].append(batch_s * 1000 / _TASKS)
-                    found.append(took["plain"] / took[other])
+                    for _ in range(4):
+                        _batch(client, f"{variant}-{pool}")  # warms the worker
+                took_s = dict.fromkeys(_APPS, 0.0)
+                for _ in range(_TURNS):
+                    order = random.sample(list(_APPS), len(_APPS))
+                    for variant in (*order, *reversed(order)):
+                        took_s[variant] += _batch(client, f"{variant}-{pool}")
+            for variant, batches_s in took_s.items():
+                samples[variant].append(batches_s * 1000 / (2 * _TURNS * _TASKS))
         client.delete(_TEMPLATE)
     floor = "per task, without the plugin"
     rows = [Row(floor, pool, tuple(samples["plain"])),
             Row("per task, without the plugin, again", pool, tuple(samples["again"]), floor=floor),
             Row("per task, with the plugin", pool, tuple(samples["plugin"]), floor=floor)]
-    return rows, {"with / without": _interval(ratios["plugin"]), "without / without": _interval(ratios["again"])}
+    return rows, {"with / without": _interval(samples["plain"], samples["plugin"]),
+                  "without / without": _interval(samples["plain"], samples["again"])}
 
 
 @contextmanager
@@ -113,10 +118,11 @@ def _batch(client: Any, queue: str) -> float:
     return float(client.blpop([_DONE], timeout=60)[1]) - began_s
 
 
-def _interval(ratios: list[float]) -> Mapping[str, float]:
-    """Return the mean of the pairs' ratios and its 95 % interval, on the logarithm."""
-    logs = [math.log(ratio) for ratio in ratios]
-    # Student's quantile, by the first term of its expansion: right to a hundredth from ten pairs on.
+def _interval(plain: list[float], other: list[float]) -> Mapping[str, float]:
+    """Return the mean of the sets' ratios of speeds and its 95 % interval, on the logarithm."""
+    logs = [math.log(one / two) for one, two in zip(plain, other, strict=True)]
+    # Student's quantile, by the first term of its expansion: right to a hundredth from ten sets on.
     quantile = 1.96 + 2.37 / (len(logs) - 1)
     mean, half = statistics.mean(logs), quantile * statistics.stdev(logs) / math.sqrt(len(logs))
-    return {"mean": math.exp(mean), "low": math.exp(mean - half), "high": math.exp(mean + half), "pairs": len(logs)}
+    return {"mean": math.exp(mean), "low": math.exp(mean - half), "high": math.exp(mean + half),
+            "sets": len(logs), "pairs": len(logs) * _TURNS}

@@ -8,7 +8,8 @@ import time
 import redis
 from celery import Celery
 
-app = Celery("bench", broker=os.environ["LYCH_REDIS_URL"])
+answers = redis.Redis.from_url(os.environ["LYCH_REDIS_URL"])
+app = Celery("bench", broker=os.environ["LYCH_REDIS_URL"], backend=os.environ["LYCH_REDIS_URL"])
 app.conf.update(broker_connection_retry_on_startup=True, task_ignore_result=True)
 
 
@@ -20,5 +21,4 @@ def nothing() -> None:
 @app.task(name="done")
 def done(key: str) -> None:
     """Note when the batch came to its end."""
-    with redis.Redis.from_url(os.environ["LYCH_REDIS_URL"]) as client:
-        client.rpush(key, time.time())
+    answers.rpush(key, time.time())
