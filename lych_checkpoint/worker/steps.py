@@ -168,7 +168,7 @@ class Membership(bootsteps.StartStopStep):
         worker._process_task = barrier.admit  # noqa: SLF001
         if not behind_semaphore:
             worker.process_task = barrier.admit
-        if not isinstance(worker.pool, solo.TaskPool):  # whose bodies begin and end within the start of their request
+        if type(worker.pool) is not solo.TaskPool:  # its bodies begin and end within the start of their request
             tokens, pool = barrier.tokens, worker.pool
             pool.apply_async = tokens.wrap(pool.apply_async, inside=not pool.uses_semaphore)
         return barrier

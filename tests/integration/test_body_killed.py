@@ -1,6 +1,6 @@
 """Kill -9 in the middle of a switch of 20 repositories, again and again: it ends all old or all new, to the byte.
 
-LYCH_TEST_BODY_KILLS says how often in all, half of them with all gits too: 20 if not said.
+LYCH_TEST_BODY_KILLS says how often in all, half of them with all gits too: 14 if not said.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.fixtures.trees import contents
 
 EXTENSIONS = ("extensions/*",)
 NAMES = ("core", *(f"extensions/e{number}" for number in range(19)))
-KILLS = max(2, int(os.environ.get("LYCH_TEST_BODY_KILLS", "20")) // 2)
+KILLS = max(2, int(os.environ.get("LYCH_TEST_BODY_KILLS", "14")) // 2)
 _SWITCH = """
 import sys
 from pathlib import Path

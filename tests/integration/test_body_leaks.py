@@ -16,7 +16,7 @@ import pytest
 
 from lych_checkpoint import body
 
-ROUNDS = int(os.environ.get("LYCH_LEAK_ROUNDS", "100"))
+ROUNDS = int(os.environ.get("LYCH_LEAK_ROUNDS", "40"))
 #: Caches and free lists fill at first.
 WARM = 20
 #: What the allocator may have kept; a leak of four kilobytes a round is twice this in 2,000 of them.

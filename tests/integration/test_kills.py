@@ -14,7 +14,7 @@ from tests.fixtures.lacking import lacks
 _SEED = 7
 #: They restore as `btrfs` does, with slower copies; and so they undo and recover.
 _SLOW = ("reflink", "pitr")
-_SAMPLES = {"btrfs": 12, "reflink": 8, "pitr": 8, "dump": 12}
+_SAMPLES = {"btrfs": 9, "reflink": 6, "pitr": 6, "dump": 9}
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
