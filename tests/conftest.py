@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from hypothesis import settings
 
@@ -31,6 +33,12 @@ pytest_plugins = [
 _LONG = (
     "test_kills", "test_driver_contract", "test_body_property", "test_body_killed", "test_faults", "test_protocol",
 )
+
+
+def pytest_configure() -> None:
+    """Let the tests' programs be interrupted: what a shell runs in the background ignores SIGINT, children too."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
