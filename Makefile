@@ -46,7 +46,7 @@ matrix: compiled  ## freeze on every pool, broker and kind of ack (ten minutes);
 
 chaos: compiled  ## random freezes under random faults, and 200 kills of a restore; SEED=n, MINUTES=n or ROUNDS=n, RESTORES=n, BROKER=redis|rabbitmq|both
 	@$(PY) -m ops.chaos --broker $(BROKER) --minutes $(MINUTES) --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
-	@$(if $(RESTORES),$(PY) -m ops.kills --sample $(RESTORES) $(if $(SEED),--seed $(SEED)))
+	@$(if $(filter-out 0,$(RESTORES)),$(PY) -m ops.kills --sample $(RESTORES) $(if $(SEED),--seed $(SEED)))
 
 model: compiled  ## check every state of the freeze protocol's model (two minutes); needs spin and gcc
 	@$(PY) -m ops.model
