@@ -93,6 +93,19 @@ def test_greenlets_over_their_hard_time_limit_give_their_places_back(yard: Open)
     federation.check_quiet()
 
 
+def test_pool_that_only_inherits_from_solo_is_waited_for(yard: Open) -> None:
+    """A body of Celery's own solo pool ends within the start of its request; one of a user's pool may not."""
+    federation = yard(worker_pool="tests.fixtures.pools:Aside")
+    federation.start()
+    federation.settle(1)
+    federation.walks(range(3), 1.0)
+    federation.wait_for("begin", 1)
+    with federation.freeze():
+        time.sleep(1.5)
+    federation.check_quiet()
+    federation.check_once(3)
+
+
 def test_children_that_serve_one_task_each(yard: Open) -> None:
     federation = yard(worker_max_tasks_per_child=1)
     federation.start()
