@@ -93,7 +93,7 @@ def _judge(rows: list[Row], speeds: dict[str, dict[str, Mapping[str, float]]]) -
     least = _GOALS["lower bound of the speed"]
     for pool, ratios in speeds.items():
         lines += [f"{pool}: speed {kind} {found['mean']:.3f}, 95 % in [{found['low']:.3f}, {found['high']:.3f}], "
-                  f"{found['sets']} sets of workers, {found['pairs']:g} ABBA pairs" for kind, found in ratios.items()]
+                  f"{found['sets']} sets of workers, {found['pairs']} ABBA pairs" for kind, found in ratios.items()]
         low = ratios["with / without"]["low"]
         lines.append(f"{pool}: lower bound of the speed {low:.3f}, goal {least}: {_met(low >= least)}")
     return lines
